@@ -1,0 +1,145 @@
+"""The narrow edge: what a store must do, and the one table that finds it by URL scheme.
+
+A backend receives only clean input: finite float32 matrices, C-contiguous, of the right length; ids that are
+unique within the call; metadata that JSON holds; filters already parsed. It validates nothing of that again.
+It raises nothing but the errors in `vecbridge.errors`; a driver's error is their cause.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+from ..errors import MissingExtra, UrlError
+from ..limits import Limits
+from ..manifest import Manifest
+from ..types import Batch, Hit, IndexState, Progress, Sizes
+
+if TYPE_CHECKING:
+    from ..filters import Filter
+    from ..types import Floats
+
+
+class Backend(Protocol):
+    """One place that holds collections, opened from a URL. Safe to use from several threads."""
+
+    @property
+    def url(self) -> str:
+        """Where this is, without password: fit for messages."""
+
+    def limits(self) -> Limits:
+        """What this very server can store and index."""
+
+    def names(self) -> list[str]:
+        """The collections here, sorted."""
+
+    def create(self, manifest: Manifest) -> Table:
+        """A new, empty collection; all of it or nothing. Raises CollectionExists."""
+
+    def open(self, name: str) -> Table:
+        """The collection of this name, after comparing what is really there with its manifest.
+
+        Raises CollectionNotFound, ManifestError.
+        """
+
+    def drop(self, name: str) -> None:
+        """Delete the collection and everything in it. Raises CollectionNotFound."""
+
+    def close(self) -> None:
+        """Give back connections, files and locks. May be called twice."""
+
+
+class Table(Protocol):
+    """One collection's records in a backend. Safe to use from several threads."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the collection says of itself."""
+
+    def write(self, batch: Batch) -> None:
+        """Insert or replace these records: all of them or none, durable when the call returns."""
+
+    def read(self, ids: Sequence[str]) -> Batch:
+        """The records of these ids in the order given; ids that are not there are left out."""
+
+    def digests(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """The stored digests of those of these ids that are there and have one."""
+
+    def sample(self, n: int, *, seed: int) -> Batch:
+        """Up to `n` records chosen at random; the same seed on the same content gives the same records."""
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Remove these ids; returns how many were there."""
+
+    def delete_where(self, where: Filter) -> int:
+        """Remove the records that match; returns how many."""
+
+    def count(self, where: Filter | None = None) -> int:
+        """Number of records, or of those that match."""
+
+    def search(
+        self, queries: Floats, short: Floats | None, *, k: int, where: Filter | None, exact: bool
+    ) -> list[list[Hit]]:
+        """For each row of `queries`, float32 (m, stored dim), the k nearest records, nearest first.
+
+        k records come back whenever k exist (that match). Equal scores are ordered by id where the search is
+        exact. `short` (m, s): the queries for an index on a projection (see `Batch.short`). `exact` ignores
+        the index.
+        """
+
+    def build_index(self, progress: Progress | None) -> None:
+        """Bring the index to status "ready" and used; does nothing where it is, or the layout has none.
+
+        Repairs what an interrupted build left. Raises IndexFailure when the collection's own query does not
+        run on it afterwards.
+        """
+
+    def index_state(self) -> IndexState:
+        """What has become of the index, by the store's own account."""
+
+    def sizes(self) -> Sizes:
+        """Bytes on disk."""
+
+    def close(self) -> None:
+        """Give back what this collection holds open. May be called twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """Where a URL scheme is implemented: `module` has `connect(url) -> Backend`; `extra` installs its driver."""
+
+    module: str
+    extra: str | None = None
+
+
+SCHEMES = {
+    "flat": Scheme("vecbridge.backends.flat"),
+    "postgresql": Scheme("vecbridge.backends.postgres"),
+    "postgres": Scheme("vecbridge.backends.postgres"),
+    "pgvector": Scheme("vecbridge.backends.embedded", extra="embedded"),
+}
+
+
+def connect(url: str) -> Backend:
+    """The backend that a URL names. Raises UrlError, MissingExtra, and what the backend raises."""
+    scheme = url.split(":", 1)[0].lower() if ":" in url else ""
+    if scheme not in SCHEMES:
+        # the text may be a mistyped URL with a password inside: only the scheme is repeated
+        named = f"scheme {scheme[:20]!a}" if scheme else "no scheme"
+        raise UrlError(f"expected a store URL {_examples()}; got {named}")
+    entry = SCHEMES[scheme]
+    try:
+        module = importlib.import_module(entry.module)
+    except ImportError as error:
+        if entry.extra is None or isinstance(error, MissingExtra):
+            raise
+        raise MissingExtra(
+            f"{scheme}: URLs need the package {error.name}; install it with pip install 'vecbridge[{entry.extra}]'"
+        ) from error
+    return cast(Backend, module.connect(url))
+
+
+def _examples() -> str:
+    return "such as flat:./data, pgvector:./data or postgresql://user@host/database"

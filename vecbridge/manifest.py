@@ -1,0 +1,105 @@
+"""What a collection remembers about itself; it lies in the store, beside the records."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ._version import __version__
+from .errors import InputError, ManifestError
+from .reduction import Reduction
+from .types import Layout, Space
+
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,47}")
+
+
+def check_name(name: object) -> str:
+    """A collection's name, if every store can hold it: 1 to 48 ASCII letters, digits, `_` and `-`.
+
+    PostgreSQL identifiers end at 63 bytes, Qdrant bans `/`, file systems ban more: one rule for all of them
+    keeps collections movable. Raises InputError.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(
+            f"expected a collection name of 1 to 48 ASCII letters, digits, '_' or '-', "
+            f"not starting with '-', got {_short(name)}"
+        )
+    return name
+
+
+def _short(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Space, layout and reductions of one collection, with the versions that made it.
+
+    `rows` is what the layout was planned for. `reduction` shortens vectors at the door, `index_reduction`
+    what the index holds; at most one of them is a fitted basis.
+    """
+
+    name: str
+    space: Space
+    layout: Layout
+    rows: int
+    reduction: Reduction | None = None
+    index_reduction: Reduction | None = None
+    version: str = __version__
+
+    @property
+    def stored_dim(self) -> int:
+        """Components of a stored vector."""
+        return self.layout.stored_dim(self.space.dim)
+
+    def dump(self) -> tuple[str, bytes]:
+        """The manifest as JSON text, and the fitted basis as raw bytes (empty where there is none)."""
+        basis = b""
+        for reduction in (self.reduction, self.index_reduction):
+            if reduction is not None and reduction.basis is not None:
+                basis = reduction.basis_bytes()
+        text = {
+            "format": FORMAT,
+            "version": self.version,
+            "name": self.name,
+            "space": asdict(self.space),
+            "layout": self.layout.to_dict(),
+            "rows": self.rows,
+            "reduction": None if self.reduction is None else self.reduction.to_dict(),
+            "index_reduction": None if self.index_reduction is None else self.index_reduction.to_dict(),
+        }
+        return json.dumps(text, sort_keys=True), basis
+
+    @staticmethod
+    def load(text: str, basis: bytes) -> Manifest:
+        """The manifest that `dump` gave. Raises ManifestError for a newer format or damaged content."""
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data["format"] > FORMAT:
+                raise ManifestError(
+                    f"collection {data.get('name')!r} has manifest format {data['format']}, this vecbridge "
+                    f"({__version__}) reads up to {FORMAT}; upgrade vecbridge"
+                )
+            space = {**data["space"], "nested": tuple(data["space"]["nested"])}
+
+            def reduction(value: dict[str, Any] | None) -> Reduction | None:
+                return None if value is None else Reduction.from_dict(value, basis)
+
+            return Manifest(
+                name=data["name"],
+                space=Space(**space),
+                layout=Layout.from_dict(data["layout"]),
+                rows=data["rows"],
+                reduction=reduction(data["reduction"]),
+                index_reduction=reduction(data["index_reduction"]),
+                version=data["version"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ManifestError(
+                f"the collection's manifest cannot be read ({type(error).__name__}: {error}); "
+                f"restore it from a backup or drop the collection"
+            ) from error
