@@ -1,5 +1,78 @@
-"""vecbridge: embeddings into vector stores, whatever their dimension."""
+"""vecbridge: embeddings into vector stores, whatever their dimension.
+
+    import vecbridge
+
+    print(vecbridge.plan(3584, rows=1_000_000, on="pgvector").explain())
+    with vecbridge.connect("flat:./data") as store:
+        papers = store.create("papers", dim=3584, model="bge-multilingual-gemma2")
+
+Names load when they are first used: importing the package loads neither numpy nor a driver.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from .errors import VecbridgeError
+    from .evaluate import Report
+    from .ingest import ingest
+    from .limits import Limits
+    from .manifest import Manifest
+    from .planner import Plan, plan
+    from .store import Collection, Store, connect
+    from .types import Batch, Hit, Index, Layout, Shorten, Space
+
+_HOME = {
+    "Batch": "types",
+    "Collection": "store",
+    "Hit": "types",
+    "Index": "types",
+    "Layout": "types",
+    "Limits": "limits",
+    "Manifest": "manifest",
+    "Plan": "planner",
+    "Report": "evaluate",
+    "Shorten": "types",
+    "Space": "types",
+    "Store": "store",
+    "VecbridgeError": "errors",
+    "connect": "store",
+    "ingest": "ingest",
+    "plan": "planner",
+}
+
+__all__ = [
+    "Batch",
+    "Collection",
+    "Hit",
+    "Index",
+    "Layout",
+    "Limits",
+    "Manifest",
+    "Plan",
+    "Report",
+    "Shorten",
+    "Space",
+    "Store",
+    "VecbridgeError",
+    "__version__",
+    "connect",
+    "ingest",
+    "plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vecbridge' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

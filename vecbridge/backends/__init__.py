@@ -108,7 +108,7 @@ class Table(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """Where a URL scheme is implemented: `module` has `connect(url) -> Backend`; `extra` installs its driver."""
+    """Where a URL scheme lives: `module` has `connect(url) -> Backend`, `extra` installs its driver."""
 
     module: str
     extra: str | None = None
@@ -136,7 +136,8 @@ def connect(url: str) -> Backend:
         if entry.extra is None or isinstance(error, MissingExtra):
             raise
         raise MissingExtra(
-            f"{scheme}: URLs need the package {error.name}; install it with pip install 'vecbridge[{entry.extra}]'"
+            f"{scheme}: URLs need the package {error.name}; "
+            f"install it with pip install 'vecbridge[{entry.extra}]'"
         ) from error
     return cast(Backend, module.connect(url))
 

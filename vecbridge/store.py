@@ -1,0 +1,338 @@
+"""Stores and collections: the shared API. It checks, reduces and delegates; no SQL is spoken here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, get_args
+
+from numpy.typing import ArrayLike
+
+from . import checks, evaluate
+from .backends import Backend, Table
+from .backends import connect as open_backend
+from .errors import CollectionNotFound, InputError, PlanError
+from .limits import Limits
+from .manifest import Manifest, check_name
+from .models import nested_sizes
+from .planner import DEFAULT_ROWS, LATENCY, Plan
+from .planner import plan as make_plan
+from .reduction import Reduction, fit
+from .types import Batch, Floats, Hit, IndexState, Layout, Metadata, Metric, Progress, Shorten, Sizes, Space
+
+
+def connect(url: str) -> Store:
+    """The store that a URL names: `flat:PATH`, `pgvector:PATH` or `postgresql://…`.
+
+    Raises UrlError, MissingExtra, Unavailable, Forbidden, FeatureMissing.
+    """
+    return Store(open_backend(url))
+
+
+class Store:
+    """One place that holds collections. Close it, or use it as a context manager; safe for threads."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    @property
+    def url(self) -> str:
+        """Where this is, without password."""
+        return self._backend.url
+
+    @property
+    def limits(self) -> Limits:
+        """What this very store can hold and index."""
+        return self._backend.limits()
+
+    def __repr__(self) -> str:
+        return f"<vecbridge.Store {self.url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back connections, files and locks."""
+        self._backend.close()
+
+    def collections(self) -> list[str]:
+        """Names of the collections here, sorted."""
+        return self._backend.names()
+
+    def create(
+        self,
+        name: str,
+        *,
+        dim: int,
+        metric: Metric = "cosine",
+        rows: int = DEFAULT_ROWS,
+        model: str | None = None,
+        nested: Sequence[int] | None = None,
+        layout: Layout | None = None,
+        sample: ArrayLike | None = None,
+        memory: int | str | None = None,
+        disk: int | str | None = None,
+        latency: float = LATENCY,
+    ) -> Collection:
+        """A new, empty collection whose layout is planned for this store and `rows` rows.
+
+        `layout` overrules the plan, if the store can hold it. `sample`, float (n, dim), is needed where the
+        layout has a PCA. `nested` are Matryoshka sizes of a model that vecbridge does not know; `memory` and
+        `disk` (bytes, or "16GB") and `latency` (seconds) are budgets for the plan. Raises CollectionExists,
+        PlanError, InputError; nothing is made then.
+        """
+        check_name(name)
+        planned = None
+        if layout is None:
+            planned = make_plan(
+                dim,
+                rows=rows,
+                metric=metric,
+                on=self.limits,
+                model=model,
+                nested=nested,
+                memory=memory,
+                disk=disk,
+                latency=latency,
+            )
+            space, layout = planned.space, planned.layout
+        else:
+            sizes = nested_sizes(model) if nested is None else tuple(nested)
+            space = check_space(dim, metric=metric, nested=sizes, model=model)
+            if reason := self.limits.objection(space, layout):
+                raise PlanError(f"this layout cannot be made on {self.url}: {reason}")
+        rows_of = None if sample is None else checks.vectors(sample, space=space, what="the sample")
+        reduction = _fit(layout.shorten, space.dim, space.metric, rows_of)
+        inner = None
+        if layout.index and layout.index.shorten and layout.index.shorten.method == "pca":
+            stored = rows_of if rows_of is None or reduction is None else reduction.apply(rows_of)
+            inner = _fit(layout.index.shorten, layout.stored_dim(space.dim), space.metric, stored)
+        manifest = Manifest(name, space, layout, rows, reduction, inner)
+        return Collection(self._backend.create(manifest), planned)
+
+    def open(self, name: str, *, model: str | None = None) -> Collection:
+        """The collection of this name; with `model`, only if its vectors are of that model.
+
+        Raises CollectionNotFound, ModelMismatch, ManifestError.
+        """
+        try:
+            check_name(name)
+        except InputError as error:
+            raise CollectionNotFound(f"no such collection: {error}") from error
+        collection = Collection(self._backend.open(name))
+        checks.check_model(model, collection.space)
+        return collection
+
+    def drop(self, name: str) -> None:
+        """Delete the collection and everything in it. Raises CollectionNotFound."""
+        self._backend.drop(check_name(name))
+
+
+def check_space(
+    dim: int, *, metric: Metric = "cosine", nested: Sequence[int] = (), model: str | None = None
+) -> Space:
+    """A Space, if dimension and metric make sense. Raises InputError."""
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        raise InputError(f"expected a dimension of 1 or more, got {dim!r}")
+    if metric not in get_args(Metric):
+        raise InputError(f"expected a metric of {', '.join(get_args(Metric))}, got {metric!r}")
+    return Space(dim, metric, tuple(sorted(nested)), model)
+
+
+def _fit(shorten: Shorten | None, source: int, metric: Metric, sample: Floats | None) -> Reduction | None:
+    return None if shorten is None else fit(shorten, source=source, metric=metric, sample=sample)
+
+
+class Collection:
+    """One set of records: ids, vectors, documents, metadata. Comes from `Store.create` or `Store.open`.
+
+    `plan` is the Plan that it was created by in this process, else None.
+    """
+
+    def __init__(self, table: Table, plan: Plan | None = None) -> None:
+        self._table = table
+        self.plan = plan
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the collection says of itself."""
+        return self._table.manifest
+
+    @property
+    def name(self) -> str:
+        """The collection's name."""
+        return self.manifest.name
+
+    @property
+    def space(self) -> Space:
+        """The embedding space of its vectors."""
+        return self.manifest.space
+
+    @property
+    def layout(self) -> Layout:
+        """How its vectors lie in the store."""
+        return self.manifest.layout
+
+    def __repr__(self) -> str:
+        return f"<vecbridge.Collection {self.name}: {self.space.dim} dims, {self.space.metric}>"
+
+    def upsert(
+        self,
+        ids: Iterable[str],
+        vectors: ArrayLike,
+        *,
+        documents: Iterable[str | None] | None = None,
+        metadata: Iterable[Metadata | None] | None = None,
+        model: str | None = None,
+        digests: Sequence[bytes | None] | None = None,
+    ) -> int:
+        """Insert or replace records; all of them or none. Returns how many were written.
+
+        `vectors`: float (n, dim) with one row for each id. An id that occurs twice keeps its last record, as
+        two calls would. `model`: refuse to write vectors of another model than the collection's. `digests`:
+        up to 32 bytes per record to recognise an unchanged source by (see `digests()`).
+
+        Raises DimensionMismatch, VectorError, ModelMismatch, MetadataError, InputError before anything is
+        sent; StoreError.
+        """
+        checks.check_model(model, self.space)
+        names = checks.ids(ids)
+        matrix = checks.vectors(vectors, space=self.space)
+        checks.check_length(matrix, len(names), "vectors")
+        texts = checks.documents(documents, n=len(names))
+        objects = checks.metadata(metadata, n=len(names))
+        marks: list[bytes | None] = [None] * len(names) if digests is None else list(digests)
+        checks.check_length(marks, len(names), "digests")
+        if any(mark is not None and len(mark) > 32 for mark in marks):
+            raise InputError("expected digests of up to 32 bytes, got a longer one")
+        last = {name: row for row, name in enumerate(names)}
+        if len(last) < len(names):
+            keep = sorted(last.values())
+            matrix = matrix[keep]
+            names, texts = [names[row] for row in keep], [texts[row] for row in keep]
+            objects, marks = [objects[row] for row in keep], [marks[row] for row in keep]
+        if not names:
+            return 0
+        stored = self._stored(matrix, "vectors")
+        short = evaluate.index_queries(self.manifest, stored)
+        self._table.write(Batch(names, stored, texts, objects, marks, short))
+        return len(names)
+
+    def _stored(self, matrix: Floats, what: str) -> Floats:
+        """Vectors as they are stored: reduced at the door, and fit for half precision where it is used."""
+        if self.manifest.reduction is not None:
+            matrix = self.manifest.reduction.apply(matrix)
+            checks.check_lengths(matrix, self.space.metric, f"{what}, once shortened,")
+        if self.layout.half:
+            checks.check_half(matrix, what)
+        return matrix
+
+    def search(
+        self,
+        query: ArrayLike,
+        *,
+        k: int = 10,
+        where: Mapping[str, Any] | None = None,
+        exact: bool = False,
+        model: str | None = None,
+    ) -> list[Hit]:
+        """The k nearest records, nearest first; k of them whenever k exist (that match `where`).
+
+        `query`: float (dim,). `where`: see `vecbridge.filters`. `exact` ignores the index: the truth, slower.
+        """
+        checks.check_model(model, self.space)
+        return self._search(checks.query(query, space=self.space), k, where, exact)[0]
+
+    def search_many(
+        self,
+        queries: ArrayLike,
+        *,
+        k: int = 10,
+        where: Mapping[str, Any] | None = None,
+        exact: bool = False,
+        model: str | None = None,
+    ) -> list[list[Hit]]:
+        """For each row of `queries`, float (m, dim), what `search` would return."""
+        checks.check_model(model, self.space)
+        matrix = checks.vectors(queries, space=self.space, what="queries")
+        return self._search(matrix, k, where, exact)
+
+    def _search(
+        self, queries: Floats, k: int, where: Mapping[str, Any] | None, exact: bool
+    ) -> list[list[Hit]]:
+        wanted = checks.hits_wanted(k)
+        condition = checks.where_filter(where)
+        if not len(queries):
+            return []
+        stored = self._stored(queries, "queries")
+        short = evaluate.index_queries(self.manifest, stored)
+        return self._table.search(stored, short, k=wanted, where=condition, exact=exact)
+
+    def get(self, ids: Iterable[str]) -> Batch:
+        """The records of these ids in the order given; ids that are not there are left out."""
+        return self._table.read(list(dict.fromkeys(checks.ids(ids))))
+
+    def digests(self, ids: Iterable[str]) -> dict[str, bytes]:
+        """The digests that `upsert` was given, for those of these ids that are there and have one."""
+        return self._table.digests(checks.ids(ids))
+
+    def delete(self, ids: Iterable[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
+        """Remove records by id or by filter; returns how many were there. Missing ids are no error."""
+        if (ids is None) == (where is None):
+            raise InputError(
+                "expected either ids or where= to delete by, got " + ("none" if ids is None else "both")
+            )
+        if ids is not None:
+            return self._table.delete(list(dict.fromkeys(checks.ids(ids))))
+        if not where:
+            raise InputError(
+                "an empty filter would delete every record; if that is meant, drop the collection "
+                "and create it again"
+            )
+        condition = checks.where_filter(where)
+        assert condition is not None
+        return self._table.delete_where(condition)
+
+    def count(self, *, where: Mapping[str, Any] | None = None) -> int:
+        """Number of records, or of those that match `where`."""
+        return self._table.count(checks.where_filter(where))
+
+    def build_index(self, *, progress: Progress | None = None) -> None:
+        """Build the layout's index, or repair it, and check that searches run on it.
+
+        Call it after loading: an index that exists while rows arrive slows loading down many times over.
+        Raises IndexFailure.
+        """
+        self._table.build_index(progress)
+
+    def index_state(self) -> IndexState:
+        """What has become of the index, by the store's own account."""
+        return self._table.index_state()
+
+    def sizes(self) -> Sizes:
+        """Bytes on disk."""
+        return self._table.sizes()
+
+    def evaluate(
+        self, *, k: int = 10, queries: ArrayLike | None = None, sample: int = 100, seed: int = 0
+    ) -> evaluate.Report:
+        """Recall against exact search, latency, and whether the index is used.
+
+        `queries`: float (m, dim); without them, `sample` stored records, each left out of its own results.
+        """
+        wanted = checks.hits_wanted(k)
+        stored = None
+        if queries is not None:
+            stored = self._stored(checks.vectors(queries, space=self.space, what="queries"), "queries")
+        elif sample < 1:
+            raise InputError(f"expected a sample of 1 or more records, got {sample}")
+        return evaluate.evaluate(self._table, k=wanted, queries=stored, sample=sample, seed=seed)
+
+    def close(self) -> None:
+        """Give back what this collection holds open; the store stays open."""
+        self._table.close()
