@@ -13,14 +13,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import DimensionMismatch, InputError, MetadataError, ModelMismatch, VectorError
 from .filters import Filter, parse
-from .types import Floats, Metadata, Metric, Space
+from .types import Metadata, Metric, Space
+
+if TYPE_CHECKING:
+    from .types import Floats
 
 ID_BYTES = 1_024
 DOCUMENT_BYTES = 100_000_000
@@ -44,6 +47,8 @@ def vectors(value: ArrayLike, *, space: Space, what: str = "vectors") -> Floats:
     Raises DimensionMismatch, VectorError (naming the first bad row) and InputError.
     """
     matrix = _floats(value, what)
+    if matrix.shape == (0,):  # what an empty list becomes
+        matrix = matrix.reshape(0, space.dim)
     if matrix.ndim != 2:
         raise InputError(
             f"expected {what} as a float array of shape (n, {space.dim}), got {matrix.ndim} "

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .backends import Table
 from .manifest import Manifest
-from .types import Floats, Hit, IndexState
+from .types import Hit, IndexState
+
+if TYPE_CHECKING:
+    from .types import Floats
 
 _WARM_UP = 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import ArrayLike
 
@@ -14,11 +14,13 @@ from .backends import connect as open_backend
 from .errors import CollectionNotFound, InputError, PlanError
 from .limits import Limits
 from .manifest import Manifest, check_name
-from .models import nested_sizes
-from .planner import DEFAULT_ROWS, LATENCY, Plan
+from .planner import DEFAULT_ROWS, LATENCY, Plan, make_space
 from .planner import plan as make_plan
 from .reduction import Reduction, fit
-from .types import Batch, Floats, Hit, IndexState, Layout, Metadata, Metric, Progress, Shorten, Sizes, Space
+from .types import Batch, Hit, IndexState, Layout, Metadata, Metric, Progress, Shorten, Sizes, Space
+
+if TYPE_CHECKING:
+    from .types import Floats
 
 
 def connect(url: str) -> Store:
@@ -102,8 +104,7 @@ class Store:
             )
             space, layout = planned.space, planned.layout
         else:
-            sizes = nested_sizes(model) if nested is None else tuple(nested)
-            space = check_space(dim, metric=metric, nested=sizes, model=model)
+            space = make_space(dim, metric=metric, model=model, nested=nested)
             if reason := self.limits.objection(space, layout):
                 raise PlanError(f"this layout cannot be made on {self.url}: {reason}")
         rows_of = None if sample is None else checks.vectors(sample, space=space, what="the sample")
@@ -120,28 +121,20 @@ class Store:
 
         Raises CollectionNotFound, ModelMismatch, ManifestError.
         """
-        try:
-            check_name(name)
-        except InputError as error:
-            raise CollectionNotFound(f"no such collection: {error}") from error
-        collection = Collection(self._backend.open(name))
+        collection = Collection(self._backend.open(_findable(name)))
         checks.check_model(model, collection.space)
         return collection
 
     def drop(self, name: str) -> None:
         """Delete the collection and everything in it. Raises CollectionNotFound."""
-        self._backend.drop(check_name(name))
+        self._backend.drop(_findable(name))
 
 
-def check_space(
-    dim: int, *, metric: Metric = "cosine", nested: Sequence[int] = (), model: str | None = None
-) -> Space:
-    """A Space, if dimension and metric make sense. Raises InputError."""
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise InputError(f"expected a dimension of 1 or more, got {dim!r}")
-    if metric not in get_args(Metric):
-        raise InputError(f"expected a metric of {', '.join(get_args(Metric))}, got {metric!r}")
-    return Space(dim, metric, tuple(sorted(nested)), model)
+def _findable(name: str) -> str:
+    try:
+        return check_name(name)
+    except InputError as error:
+        raise CollectionNotFound(f"no such collection: {error}") from error
 
 
 def _fit(shorten: Shorten | None, source: int, metric: Metric, sample: Floats | None) -> Reduction | None:
@@ -208,8 +201,8 @@ class Collection:
         objects = checks.metadata(metadata, n=len(names))
         marks: list[bytes | None] = [None] * len(names) if digests is None else list(digests)
         checks.check_length(marks, len(names), "digests")
-        if any(mark is not None and len(mark) > 32 for mark in marks):
-            raise InputError("expected digests of up to 32 bytes, got a longer one")
+        if not all(mark is None or (isinstance(mark, bytes) and len(mark) <= 32) for mark in marks):
+            raise InputError("expected digests of up to 32 bytes or None, got something else or a longer one")
         last = {name: row for row, name in enumerate(names)}
         if len(last) < len(names):
             keep = sorted(last.values())

@@ -1,0 +1,439 @@
+"""What is planned, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from vecbridge import models
+from vecbridge.errors import InputError, PlanError
+from vecbridge.explain import describe, human, lasting
+from vecbridge.limits import Limits, limits
+from vecbridge.planner import Plan, candidates, plan
+from vecbridge.sizes import estimate
+from vecbridge.types import Index, Layout, Metric, Shorten, Space
+
+M = 1_000_000
+
+INLINE = Layout(inline=True)
+SCAN = Layout(index=Index("scan", "float16"), oversample=4)
+SIGNS = Layout(index=Index("scan", "bit"), oversample=40)
+FULL = Layout(index=Index("hnsw", "float32", ef_search=100))
+HALF = Layout(index=Index("hnsw", "float16", ef_search=100), oversample=2)
+STORED_HALF = Layout(element="float16", index=Index("hnsw", "float16", ef_search=100))
+BINARY = Layout(index=Index("hnsw", "bit", ef_search=400), oversample=40)
+
+
+def prefix(dim: int) -> Layout:
+    return Layout(index=Index("hnsw", "float16", Shorten("truncate", dim), ef_search=200), oversample=20)
+
+
+def projected(dim: int, element: Any = "float16") -> Layout:
+    return Layout(index=Index("hnsw", element, Shorten("pca", dim), ef_search=200), oversample=20)
+
+
+def lists(element: Any, lists: int, probes: int, oversample: int) -> Layout:
+    return Layout(index=Index("ivfflat", element, lists=lists, probes=probes), oversample=oversample)
+
+
+QWEN = "Qwen/Qwen3-Embedding-8B"
+
+
+@pytest.mark.parametrize(
+    ("dim", "arguments", "layout"),
+    [
+        # small collections stay flat and exact
+        (3, {"rows": 0}, INLINE),
+        (768, {"rows": 10_000}, INLINE),
+        (2008, {"rows": 20_000}, INLINE),
+        (2009, {"rows": 5_000}, Layout()),
+        (3584, {"rows": 5_000}, Layout()),
+        (16_000, {"rows": 1_000}, Layout()),
+        (3584, {"rows": 1_000, "on": "pgvector@0.6.2"}, Layout()),
+        # too many to scan beside the rows, few enough to scan a copy
+        (3584, {"rows": 20_000}, SCAN),
+        (4006, {"rows": 20_000}, SCAN),
+        (4007, {"rows": 20_000}, replace(INLINE, element="float16")),
+        (4017, {"rows": 20_000}, SIGNS),
+        (16_000, {"rows": 20_000}, SIGNS),
+        # indexes on the whole vector
+        (128, {"rows": M}, FULL),
+        (384, {"rows": M, "metric": "l2"}, HALF),
+        (768, {"rows": M, "metric": "ip"}, HALF),
+        (1536, {"rows": M, "model": "text-embedding-3-small"}, HALF),
+        (1969, {"rows": M}, HALF),
+        (2000, {"rows": M, "on": "pgvector@0.6.2"}, FULL),
+        (3584, {"rows": M, "model": "bge-multilingual-gemma2"}, HALF),
+        (4000, {"rows": M}, HALF),
+        # half precision stored, because the disk does not hold more
+        (1536, {"rows": M, "disk": "10GB"}, STORED_HALF),
+        (3584, {"rows": M, "disk": "20 GB"}, STORED_HALF),
+        # what no index holds whole
+        (4096, {"rows": M, "model": QWEN}, prefix(1024)),
+        (4096, {"rows": M, "model": QWEN, "memory": "2GB"}, prefix(512)),
+        (4096, {"rows": M, "model": "e5-mistral-7b-instruct"}, BINARY),
+        (16_000, {"rows": M}, BINARY),
+        (3584, {"rows": M, "memory": "2GB"}, BINARY),
+        # before half precision was there
+        (3584, {"rows": M, "on": "pgvector@0.6.2"}, projected(512, "float32")),
+        (4096, {"rows": M, "on": "pgvector@0.5.1", "model": QWEN}, projected(512, "float32")),
+        # nothing but lists, or lists because the graph needs more memory than there is
+        (1536, {"rows": 100_000, "on": "pgvector@0.4.4"}, lists("float32", 100, 15, 1)),
+        (768, {"rows": M, "memory": "2GB"}, lists("float16", 1000, 48, 2)),
+        (64, {"rows": M, "memory": "500MB"}, lists("float32", 1000, 48, 1)),
+        # shortened at the door: too long to store, or the disk holds no more
+        (20_000, {"rows": M}, replace(HALF, shorten=Shorten("pca", 1024))),
+        (
+            32_768,
+            {"rows": M, "nested": [16_384, 8_192, 2_048]},
+            replace(HALF, shorten=Shorten("truncate", 2048)),
+        ),
+        (65_536, {"rows": 10_000}, replace(INLINE, shorten=Shorten("pca", 1024))),
+        (4096, {"rows": M, "model": QWEN, "disk": "9GB"}, replace(HALF, shorten=Shorten("truncate", 1024))),
+        (3584, {"rows": M, "disk": "9GB"}, replace(HALF, shorten=Shorten("pca", 1024))),
+        # a store that can only scan
+        (3584, {"rows": M, "on": "flat"}, Layout()),
+        (100_000, {"rows": 100, "on": "flat"}, Layout()),
+        (3584, {"rows": M, "on": "flat", "disk": "8GB"}, Layout(element="float16")),
+        (
+            4096,
+            {"rows": M, "on": "flat", "disk": "6GB", "model": QWEN},
+            Layout(element="float16", shorten=Shorten("truncate", 2048)),
+        ),
+    ],
+)
+def test_the_plan_is_the_one_expected(dim: int, arguments: dict[str, Any], layout: Layout) -> None:
+    planned = plan(dim, **arguments)
+    assert planned.layout == layout, planned.explain()
+
+
+def test_a_million_gemma_vectors_get_half_precision_and_the_reason() -> None:
+    planned = plan(3584, rows=M, model="BAAI/bge-multilingual-gemma2", on="pgvector")
+    reasons = [one.reason for one in planned.refused]
+    assert "hnsw on float32 vectors stops at 2,000 dimensions; these have 3,584" in reasons
+    assert any(re.search(r"an exact scan of 1,000,000 x 3,584 takes about \d+ s; the budget is 0.1 s", one)
+               for one in reasons)  # fmt: skip
+    assert planned.layout.element == "float32"
+    assert describe(planned.layout, 3584) == (
+        "half-precision HNSW index (float16, 3,584 dims, m=16), exact re-ranking on the stored float32 "
+        "vectors, 2x oversampling"
+    )
+
+
+def test_the_explanation_says_what_was_chosen_why_and_what_was_refused() -> None:
+    text = plan(4096, rows=M, model=QWEN).explain()
+    assert max(map(len, text.splitlines())) <= 88
+    flowing = " ".join(text.split())
+    for part in (
+        "1,000,000 vectors of Qwen/Qwen3-Embedding-8B, 4,096 dimensions, cosine, on pgvector 0.8.0",
+        "Matryoshka prefix (float16, 1,024 of 4,096 dims, m=16)",
+        "disk: 20.0 GB (table 17.3 GB, index 2.7 GB)",
+        "2.8 GB to build the index",
+        "ef_search=200",
+        "200 candidates are re-ranked",
+        "pgvector 0.8.0 is assumed",
+        "0.1 s, the default",
+        "hnsw on half-precision vectors stops at 4,000 dimensions; these have 4,096",
+    ):
+        assert part in flowing
+
+
+def test_a_plan_is_json() -> None:
+    planned = plan(3584, rows=M, model="bge-multilingual-gemma2")
+    data = json.loads(json.dumps(planned.to_dict()))
+    assert set(data) == {
+        "space", "rows", "backend", "version", "chosen", "layout", "refused", "estimates", "notes",
+    }  # fmt: skip
+    assert data["space"] == {
+        "dim": 3584, "metric": "cosine", "nested": [], "model": "bge-multilingual-gemma2",
+    }  # fmt: skip
+    assert (data["backend"], data["version"], data["rows"]) == ("pgvector", "0.8.0", M)
+    assert data["chosen"] == describe(planned.layout, 3584)
+    assert Layout.from_dict(data["layout"]) == planned.layout
+    assert [Layout.from_dict(one["layout"]) for one in data["refused"]] == [
+        one.layout for one in planned.refused
+    ]
+    assert set(data["estimates"]) == {
+        "table_bytes", "index_bytes", "build_memory_bytes", "serve_memory_bytes", "scan_seconds",
+    }  # fmt: skip
+
+
+def test_no_plan_lists_every_reason() -> None:
+    with pytest.raises(PlanError, match=r"no layout for 1,000,000 vectors of 3,584 dimensions") as refused:
+        plan(3584, rows=M, disk="10MB")
+    assert "the budget is 10.0 MB" in str(refused.value)
+    assert "hnsw on float32 vectors stops at 2,000 dimensions; these have 3,584" in str(refused.value)
+    with pytest.raises(PlanError, match="on disk"):
+        plan(3584, rows=M, disk="10MB", on="flat")
+
+
+def test_a_slow_flat_plan_says_its_seconds_and_never_gives_up_dimensions_for_speed() -> None:
+    planned = plan(3584, rows=10 * M, on="flat", latency=0.001)
+    assert planned.layout == Layout()
+    assert any(re.search(r"takes about \d+ s, the budget is 0.001 s", note) for note in planned.notes)
+
+
+def test_an_exact_scan_at_disk_speed_is_refused_where_memory_is_short() -> None:
+    ample = plan(2000, rows=25_000, memory="16GB")
+    scarce = plan(2000, rows=25_000, memory="150MB")
+    assert ample.layout == INLINE
+    assert scarce.layout != INLINE
+    assert any("an exact scan of 25,000 x 2,000" in one.reason for one in scarce.refused)
+
+
+@pytest.mark.parametrize(
+    ("dim", "model", "said"),
+    [
+        (3584, "bge-m3", "bge-m3 is known to give vectors of 1,024 dimensions; these have 3,584"),
+        (1000, "embed-v4.0", "embed-v4.0 is known to give vectors of 1,536 dimensions, or 1,024, 512, 256; "
+            "these have 1,000"),
+        (512, "made-up", "made-up is not in the model catalogue"),
+    ],
+)  # fmt: skip
+def test_a_model_that_does_not_fit_the_dimension_is_noted(dim: int, model: str, said: str) -> None:
+    planned = plan(dim, model=model)
+    assert any(said in note for note in planned.notes)
+    assert planned.space.nested == ()
+
+
+def test_a_served_prefix_keeps_the_shorter_ones() -> None:
+    planned = plan(2048, model=QWEN)
+    assert planned.space.nested == (1024, 512, 256, 128, 64, 32)
+    assert not any("is known to give" in note for note in planned.notes)
+
+
+def test_nested_sizes_can_be_given_for_any_model() -> None:
+    assert plan(5000, model="made-up", nested=[5000, 300, 600, 300]).space.nested == (600, 300)
+    assert plan(1536, model="text-embedding-3-small", nested=()).space.nested == ()
+
+
+def test_an_old_server_with_an_hnsw_index_is_warned_of() -> None:
+    assert any("vacuum" in note for note in plan(768, rows=M, on="pgvector@0.8.2").notes)
+    assert not any("vacuum" in note for note in plan(768, rows=M, on="pgvector@0.8.5").notes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 0}, "expected dim of at least 1, got 0"),
+        ({"dim": True}, "expected dim as a whole number, got True"),
+        ({"dim": 3.5}, r"expected dim as a whole number, got 3\.5"),
+        ({"dim": "3"}, "expected dim as a whole number, got '3'"),
+        ({"dim": 3, "rows": -1}, "expected rows of at least 0, got -1"),
+        ({"dim": 3, "metric": "dot"}, "expected the metric 'cosine', 'ip' or 'l2', got 'dot'"),
+        ({"dim": 3, "latency": 0}, "expected a latency above 0, in seconds, got 0"),
+        ({"dim": 3, "latency": float("nan")}, "expected a latency above 0, in seconds, got nan"),
+        ({"dim": 3, "latency": True}, "expected a latency above 0, in seconds, got True"),
+        ({"dim": 3, "memory": "16 parsecs"}, "expected memory in bytes or as text such as '16GB'"),
+        ({"dim": 3, "memory": ""}, "expected memory in bytes or as text such as '16GB'"),
+        ({"dim": 3, "disk": 0}, "expected disk above 0 bytes, got 0"),
+        ({"dim": 3, "disk": "0GB"}, "expected disk above 0 bytes, got '0GB'"),
+        ({"dim": 3, "disk": -5}, "expected disk of at least 0, got -5"),
+        ({"dim": 3, "nested": [0]}, "expected a nested size of at least 1, got 0"),
+        ({"dim": 3, "on": "oracle"}, "expected a backend .* known are flat, pgvector; got 'oracle'"),
+        ({"dim": 3, "model": 5}, "expected the model's name as text, got 5"),
+    ],
+)
+def test_arguments_without_sense_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("9kB", 9e3), ("9 KiB", 9 * 2**10), ("1.5GB", 1.5e9), ("2gib", 2**31), ("5e8", None), (10**9, 1e9)],
+)  # fmt: skip
+def test_budgets_are_read_in_decimal_and_binary_units(text: str | int, size: float | None) -> None:
+    if size is None:
+        with pytest.raises(InputError, match="in bytes or as text"):
+            plan(768, disk=text)
+        return
+    costs = plan(768, rows=100).estimates
+    needed = costs.table_bytes + costs.index_bytes
+    if needed > size:
+        with pytest.raises(PlanError, match=re.escape(f"the budget is {human(size)}")):
+            plan(768, rows=100, disk=text)
+    else:
+        assert plan(768, rows=100, disk=text).estimates == costs
+
+
+versions = st.sampled_from(
+    ["flat", "pgvector@0.4.4", "pgvector@0.5.1", "pgvector@0.6.2", "pgvector@0.7.4", "pgvector@0.8.5"]
+)
+dims = st.one_of(
+    st.integers(1, 70_000),
+    st.sampled_from(
+        [1, 2, 499, 948, 1969, 2000, 2001, 2008, 2009, 4000, 4001, 4006, 4007, 4016, 16_000, 16_001]
+    ),
+)
+rows = st.one_of(st.integers(0, 10**9), st.integers(0, 100_000))
+metrics: st.SearchStrategy[Metric] = st.sampled_from(["cosine", "ip", "l2"])
+nested = st.one_of(st.just(()), st.lists(st.integers(1, 20_000), max_size=6))
+budgets = st.one_of(st.none(), st.integers(10**6, 10**13))
+
+
+def attempt(dim: int, **arguments: Any) -> Plan | None:
+    try:
+        return plan(dim, **arguments)
+    except PlanError:
+        return None
+
+
+@settings(deadline=None)
+@given(dims, rows, metrics, versions, nested, budgets, budgets)
+@example(3584, M, "cosine", "pgvector@0.6.2", (), None, None)
+def test_every_plan_stands_on_its_own_reasons(
+    dim: int, rows: int, metric: Metric, on: str, nested: Any, memory: int | None, disk: int | None
+) -> None:
+    arguments = {
+        "rows": rows, "metric": metric, "on": on, "nested": nested, "memory": memory, "disk": disk,
+    }  # fmt: skip
+    planned = attempt(dim, **arguments)
+    if planned is None:
+        return
+    assert planned == plan(dim, **arguments)
+    known = limits(on)
+    assert known.objection(planned.space, planned.layout) is None
+    costs = estimate(planned.space, planned.layout, rows=rows, limits=known, memory=memory)
+    assert costs == planned.estimates
+    assert disk is None or costs.table_bytes + costs.index_bytes <= disk
+    assert not known.indexed or costs.scan_seconds <= 0.1
+    index = planned.layout.index
+    if index is not None and index.kind != "scan":
+        assert memory is None or costs.build_memory_bytes <= memory
+        # enough candidates for ten hits, and no more than the index hands out
+        assert index.kind != "hnsw" or 10 * planned.layout.oversample <= index.ef_search <= 1000
+        assert index.kind != "ivfflat" or 1 <= index.probes <= index.lists
+    for one in planned.refused:
+        assert re.search(r"\d", one.reason) or "Matryoshka" in one.reason
+    assert planned.layout not in [one.layout for one in planned.refused]
+    assert json.loads(json.dumps(planned.to_dict()))["rows"] == rows
+    assert max(map(len, planned.explain().splitlines())) <= 88
+
+
+@settings(deadline=None)
+@given(dims, rows, versions, budgets, st.floats(1e-4, 100), st.floats(1e-4, 100))
+def test_more_time_never_gives_a_less_exact_layout(
+    dim: int, rows: int, on: str, memory: int | None, one: float, other: float
+) -> None:
+    short, long = (
+        attempt(dim, rows=rows, on=on, memory=memory, latency=latency) for latency in sorted((one, other))
+    )
+    if short is None:
+        return
+    assert long is not None
+    # candidates come in order of exactness
+    order = list(candidates(short.space, rows, short.limits))
+    assert order.index(long.layout) <= order.index(short.layout)
+
+
+@settings(deadline=None)
+@given(dims, rows, versions, nested)
+def test_no_candidate_comes_twice(dim: int, rows: int, on: str, nested: list[int]) -> None:
+    sizes = tuple(sorted({size for size in nested if size < dim}, reverse=True))
+    order = list(candidates(Space(dim, nested=sizes), rows, limits(on)))
+    assert len(order) == len(set(order))
+
+
+def test_what_keeps_the_whole_vector_is_preferred_to_what_cuts_it() -> None:
+    order = list(candidates(Space(4096, nested=(1024, 512)), M, limits("pgvector")))
+    cut = [layout.shorten is not None for layout in order]
+    assert cut == sorted(cut)
+    assert any(cut)
+
+
+def test_limits_of_a_real_server_serve_as_well_as_their_name() -> None:
+    found: Limits = limits("pgvector@0.8.5")
+    assert plan(3584, rows=M, on=found) == plan(3584, rows=M, on="pgvector@0.8.5")
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        (Layout(), "exact scan of float32 vectors (3,584 dims)"),
+        (
+            replace(INLINE, element="float16"),
+            "exact scan of float16 vectors (3,584 dims) inline in the table's pages",
+        ),
+        (FULL, "HNSW index (float32, 3,584 dims, m=16)"),
+        (
+            STORED_HALF,
+            "half-precision HNSW index (float16, 3,584 dims, m=16), vectors stored as float16",
+        ),
+        (
+            SCAN,
+            "scan of a half-precision copy (float16, 3,584 dims) inline in the table's pages, exact "
+            "re-ranking on the stored float32 vectors, 4x oversampling",
+        ),
+        (
+            BINARY,
+            "binary HNSW index (bit, 3,584 dims, m=16), exact re-ranking on the stored float32 vectors, 40x "
+            "oversampling",
+        ),
+        (
+            projected(512),
+            "half-precision HNSW index on a PCA projection (float16, 512 of 3,584 dims, m=16), exact "
+            "re-ranking on the stored float32 vectors, 20x oversampling",
+        ),
+        (
+            replace(lists("float16", 100, 15, 1), element="float16", shorten=Shorten("truncate", 512)),
+            "vectors cut to the Matryoshka prefix of 512 dims at the door, half-precision IVFFlat index "
+            "(float16, 512 dims, 100 lists), vectors stored as float16",
+        ),
+    ],
+)
+def test_layouts_have_words(layout: Layout, words: str) -> None:
+    assert describe(layout, 3584) == words
+
+
+def test_numbers_are_short() -> None:
+    assert [human(size) for size in (0, 999, 1000, 8.19e9, 123.4e9, 999.9e9, 2e15, 5e18)] == [
+        "0 bytes", "999 bytes", "1.0 kB", "8.2 GB", "123 GB", "1.0 TB", "2.0 PB", "5,000 PB",
+    ]  # fmt: skip
+    assert [lasting(seconds) for seconds in (0.1, 0.062, 2.96, 9.96, 15.3, 15_300)] == [
+        "0.1 s", "0.062 s", "3 s", "10 s", "15 s", "15,300 s",
+    ]  # fmt: skip
+
+
+def test_models_are_found_in_any_case_and_with_their_organisation() -> None:
+    for name in ("bge-m3", "BAAI/bge-m3", "baai/BGE-M3", " bge-m3 ", "bge-m3:latest"):
+        found = models.find(name)
+        assert found is not None
+        assert (found.name, found.dim, found.nested) == ("bge-m3", 1024, ())
+    assert models.find("bge-m4") is None
+    assert models.find("") is None
+
+
+def test_the_catalogue_is_in_order() -> None:
+    assert len(models.MODELS) >= 40
+    assert len({model.name.lower() for model in models.MODELS}) == len(models.MODELS)
+    for model in models.MODELS:
+        assert model.source
+        assert models.find(model.name) is model
+        assert list(model.nested) == sorted(set(model.nested), reverse=True)
+        assert all(0 < size < model.dim for size in model.nested)
+
+
+def test_nested_sizes_are_those_below_the_vectors_that_come() -> None:
+    assert models.nested_sizes("jina-embeddings-v3", dim=512) == (256, 128, 64, 32)
+    assert models.nested_sizes("jina-embeddings-v3") == (768, 512, 256, 128, 64, 32)
+    assert models.nested_sizes("jina-embeddings-v3", dim=500) == ()
+    assert models.nested_sizes("unheard of") == models.nested_sizes(None) == ()
+
+
+def test_planning_loads_neither_numpy_nor_a_driver() -> None:
+    code = (
+        "import sys, vecbridge.planner as p; p.plan(3584, rows=10**6, model='bge-m3').explain(); "
+        "print([name for name in ('numpy', 'psycopg', 'pgvector', 'sklearn', 'httpx', 'typer', 'rich', "
+        "'qdrant_client') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

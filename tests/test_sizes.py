@@ -1,0 +1,252 @@
+"""The page model against a real server: within 10 % of what PostgreSQL says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vecbridge.limits import limits
+from vecbridge.sizes import (
+    estimate,
+    hnsw_bytes,
+    hnsw_memory,
+    ivfflat_bytes,
+    ivfflat_memory,
+    row_bytes,
+)
+from vecbridge.types import Element, Index, Layout, Shorten, Space
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+TYPES = {"float32": "vector", "float16": "halfvec", "bit": "bit"}
+
+
+@pytest.fixture(scope="module")
+def server(pg18: str) -> Iterator[Connection]:
+    # one transaction for all tests here, never committed: the server stays as it was
+    with psycopg.connect(pg18) as connection, connection.transaction(force_rollback=True):
+        connection.execute("SET LOCAL client_min_messages = error")
+        connection.execute("SET LOCAL max_parallel_maintenance_workers = 0")
+        connection.execute("SET LOCAL maintenance_work_mem = '256MB'")
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute("SELECT setseed(0.5)")
+        yield connection
+
+
+@pytest.fixture
+def database(server: Connection) -> Iterator[Connection]:
+    with server.transaction(force_rollback=True):
+        yield server
+
+
+def fill(connection: Connection, element: Element, dim: int, rows: int) -> None:
+    """A table `t` of random vectors, one column `v`. Components repeat: no page knows of it."""
+    signs = "string_agg((random() > 0.5)::int::text, '')"
+    values = {"float32": "array_agg(random() - 0.5)::vector", "float16": "array_agg(random() - 0.5)::halfvec"}
+    value = f"{values.get(element, signs)}::{TYPES[element]}({dim})"
+    connection.execute(
+        f"CREATE TABLE t AS SELECT (SELECT {value} FROM generate_series(1, {dim}) WHERE i > 0) AS v "
+        f"FROM generate_series(1, {rows}) i".encode()
+    )
+
+
+def built(connection: Connection, element: Element, index: str) -> int:
+    operators = "bit_hamming_ops" if element == "bit" else f"{TYPES[element]}_l2_ops"
+    connection.execute(f"CREATE INDEX i ON t USING {index.format(operators)}".encode())
+    return size(connection, "SELECT pg_relation_size('i')")
+
+
+def size(connection: Connection, query: str) -> int:
+    [(value,)] = connection.execute(query.encode()).fetchall()
+    assert isinstance(value, int)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("element", "dim", "m", "rows"),
+    [
+        ("float32", 8, 16, 3000),
+        ("float32", 384, 16, 600),
+        ("float32", 768, 16, 300),
+        ("float32", 948, 16, 300),
+        ("float32", 949, 16, 300),
+        ("float32", 1920, 32, 300),
+        ("float32", 1921, 32, 200),
+        ("float32", 1968, 16, 300),
+        ("float32", 1969, 16, 200),
+        ("float32", 2000, 16, 200),
+        ("float32", 128, 100, 400),
+        ("float16", 1024, 16, 300),
+        ("float16", 3584, 16, 200),
+        ("float16", 3936, 16, 300),
+        ("float16", 3937, 16, 200),
+        ("float16", 4000, 16, 200),
+        ("bit", 1024, 16, 1000),
+        ("bit", 4096, 32, 500),
+        ("bit", 16000, 16, 200),
+    ],
+)
+def test_an_hnsw_index_is_as_large_as_predicted(
+    database: Connection, element: Element, dim: int, m: int, rows: int
+) -> None:
+    fill(database, element, dim, rows)
+    found = built(database, element, f"hnsw (v {{}}) WITH (m = {m}, ef_construction = {max(2 * m, 8)})")
+    assert hnsw_bytes(rows, element, dim, m=m) == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("element", "dim", "lists", "rows"),
+    [
+        ("float32", 8, 10, 12_000),
+        ("float32", 768, 5, 300),
+        ("float32", 2000, 3, 200),
+        ("float16", 1536, 5, 300),
+        ("float16", 4000, 3, 200),
+        ("bit", 3584, 5, 1000),
+    ],
+)
+def test_an_ivfflat_index_is_as_large_as_predicted(
+    database: Connection, element: Element, dim: int, lists: int, rows: int
+) -> None:
+    fill(database, element, dim, rows)
+    found = built(database, element, f"ivfflat (v {{}}) WITH (lists = {lists})")
+    assert ivfflat_bytes(rows, element, dim, lists=lists) == pytest.approx(found, rel=0.1)
+
+
+SCAN = Layout(index=Index("scan", "float16"), oversample=4)
+PROJECTED = Layout(index=Index("hnsw", "float16", Shorten("pca", 512)), oversample=20)
+
+
+@pytest.mark.parametrize(
+    ("layout", "dim", "rows"),
+    [
+        (Layout(), 8, 3000),
+        (Layout(), 384, 500),
+        (Layout(), 488, 300),
+        (Layout(), 500, 300),
+        (Layout(), 768, 300),
+        (Layout(), 1536, 300),
+        (Layout(), 3584, 200),
+        (Layout(), 16000, 60),
+        (Layout(inline=True), 384, 500),
+        (Layout(inline=True), 768, 300),
+        (Layout(inline=True), 2008, 300),
+        (Layout(element="float16"), 3584, 200),
+        (Layout(element="float16", inline=True), 4016, 200),
+        (SCAN, 3584, 200),
+        (PROJECTED, 3584, 200),
+        (Layout(index=Index("scan", "bit"), oversample=40), 8000, 100),
+    ],
+)
+def test_a_table_is_as_large_as_predicted(database: Connection, layout: Layout, dim: int, rows: int) -> None:
+    kind = TYPES[layout.element]
+    columns, values = (
+        f"embedding {kind}({dim}) STORAGE {'PLAIN' if layout.inline else 'EXTERNAL'} NOT NULL",
+        "v",
+    )
+    fill(database, layout.element, dim, rows)
+    if layout is SCAN:
+        columns, values = f"{columns}, short halfvec({dim}) STORAGE PLAIN", "v, v::halfvec"
+    elif layout is PROJECTED:
+        columns, values = f"{columns}, short halfvec(512) STORAGE PLAIN", "v, subvector(v, 1, 512)::halfvec"
+    elif layout.index:
+        columns, values = f"{columns}, short bit({dim}) STORAGE PLAIN", "v, binary_quantize(v)"
+    database.execute(
+        f'CREATE TABLE c (id text COLLATE "C" PRIMARY KEY, {columns}, digest bytea, document text, '
+        f"metadata jsonb NOT NULL)".encode()
+    )
+    database.execute(
+        f"INSERT INTO c SELECT lpad(n::text, 16, '0'), {values}, sha256(n::text::bytea), NULL, '{{}}' "
+        f"FROM (SELECT row_number() OVER () AS n, v FROM t) rows".encode()
+    )
+    found = size(
+        database,
+        "SELECT (pg_relation_size('c') + pg_relation_size(reltoastrelid) + pg_indexes_size(reltoastrelid))"
+        "::int8 FROM pg_class WHERE oid = 'c'::regclass",
+    )
+    row = row_bytes(layout, dim)
+    assert rows * (row.heap + row.beside) == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("element", "dim", "m"), [("float32", 256, 16), ("float16", 512, 16), ("float32", 256, 32)]
+)
+def test_an_hnsw_graph_spills_when_its_predicted_memory_is_exceeded(
+    database: Connection, element: Element, dim: int, m: int
+) -> None:
+    memory = 2 * 2**20
+    fill(database, element, dim, round(1.15 * memory / hnsw_memory(1, element, dim, m=m)))
+    database.execute("SET client_min_messages = notice")
+    database.execute(f"SET maintenance_work_mem = '{memory // 1024}kB'".encode())
+    notices: list[str] = []
+    database.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
+    built(database, element, f"hnsw (v {{}}) WITH (m = {m}, ef_construction = {2 * m})")
+    [spilled] = [int(found[1]) for text in notices if (found := re.search(r"after (\d+) tuples", text))]
+    assert hnsw_memory(spilled, element, dim, m=m) == pytest.approx(memory, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("element", "dim", "lists", "allowed"),
+    [("float32", 128, 400, 11), ("float32", 384, 400, 31), ("float16", 512, 400, 21)],
+)
+def test_ivfflat_asks_for_the_predicted_memory(
+    database: Connection, element: Element, dim: int, lists: int, allowed: int
+) -> None:
+    rows = 1200
+    fill(database, element, dim, rows)
+    database.execute(f"SET maintenance_work_mem = '{allowed}MB'".encode())
+    message = r"memory required is \d+ MB"
+    with pytest.raises(psycopg.Error, match=message) as refused, database.transaction():
+        built(database, element, f"ivfflat (v {{}}) WITH (lists = {lists})")
+    found = re.search(r"required is (\d+) MB", str(refused.value))
+    assert found
+    # the server rounds up to the next whole megabyte
+    assert ivfflat_memory(rows, element, dim, lists=lists) / 2**20 == pytest.approx(
+        int(found[1]) - 0.5, rel=0.1
+    )
+
+
+layouts = st.sampled_from(
+    [
+        Layout(),
+        Layout(inline=True),
+        SCAN,
+        Layout(index=Index("hnsw", "float16")),
+        Layout(index=Index("hnsw", "bit"), oversample=40),
+        Layout(index=Index("ivfflat", lists=100, probes=15)),
+    ]
+)
+
+
+@given(layouts, st.integers(600, 16_000), st.integers(0, 10**9), st.integers(0, 10**9))
+def test_more_rows_never_take_less(layout: Layout, dim: int, one: int, other: int) -> None:
+    few, many = (
+        estimate(Space(dim), layout, rows=rows, limits=limits("pgvector")) for rows in sorted((one, other))
+    )
+    assert few.table_bytes <= many.table_bytes
+    assert few.index_bytes <= many.index_bytes
+    assert few.build_memory_bytes <= many.build_memory_bytes
+    assert few.serve_memory_bytes <= many.serve_memory_bytes
+    assert few.scan_seconds <= many.scan_seconds
+
+
+def test_what_the_memory_does_not_hold_is_read_from_disk() -> None:
+    for on in ("flat", "pgvector"):
+        ample = estimate(Space(3584), Layout(), rows=10**6, limits=limits(on), memory=10**11)
+        scarce = estimate(Space(3584), Layout(), rows=10**6, limits=limits(on), memory=10**9)
+        assert scarce.scan_seconds > ample.scan_seconds
+        assert ample == estimate(Space(3584), Layout(), rows=10**6, limits=limits(on))
+
+
+def test_a_flat_collection_is_its_matrix_and_little_more() -> None:
+    costs = estimate(Space(3584), Layout(), rows=10_000, limits=limits("flat"))
+    assert costs.serve_memory_bytes == 10_000 * 3584 * 4
+    assert costs.serve_memory_bytes < costs.table_bytes < 1.05 * costs.serve_memory_bytes
+    assert costs.index_bytes == costs.build_memory_bytes == 0
+    half = estimate(Space(3584), Layout(element="float16"), rows=10_000, limits=limits("flat"))
+    assert half.serve_memory_bytes * 2 == costs.serve_memory_bytes

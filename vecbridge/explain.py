@@ -1,0 +1,177 @@
+"""A plan in words: for people who read it on a terminal, and for messages."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from .types import Index, Layout
+
+if TYPE_CHECKING:
+    from .planner import Plan, Refusal
+
+_WIDTH = 88
+_METHODS = {"truncate": "prefix", "pca": "PCA"}
+
+
+def human(size: float) -> str:
+    """A number of bytes in the unit that keeps it short: 8.2 GB."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
+        if size < 999.5 or unit == "PB":
+            return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 99.95 else f"{size:,.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def lasting(seconds: float) -> str:
+    """A duration in seconds, with as many digits as a rough model deserves: 0.1 s, 15 s."""
+    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def describe(layout: Layout, dim: int) -> str:
+    """A layout for vectors of `dim` dimensions in words."""
+    stored, parts = layout.stored_dim(dim), []
+    if layout.shorten:
+        how = (
+            "cut to the Matryoshka prefix of" if layout.shorten.method == "truncate" else "reduced by PCA to"
+        )
+        parts.append(f"vectors {how} {stored:,} dims at the door")
+    half = layout.element == "float16"
+    if layout.index is None:
+        where = " inline in the table's pages" if layout.inline else ""
+        parts.append(f"exact scan of {layout.element} vectors ({stored:,} dims){where}")
+    else:
+        parts.append(_index(layout.index, layout.index_dim(dim), stored))
+        if layout.oversample > 1:
+            parts.append(f"exact re-ranking on the stored {layout.element} vectors")
+            parts.append(f"{layout.oversample}x oversampling")
+        elif half:
+            parts.append("vectors stored as float16")
+    return ", ".join(parts)
+
+
+def _index(index: Index, dim: int, stored: int) -> str:
+    precision = {"float32": "", "float16": "half-precision ", "bit": "binary "}[index.element]
+    dims = f"{dim:,} dims"
+    source = ""
+    if index.shorten:
+        dims = f"{dim:,} of {stored:,} dims"
+        source = " on the Matryoshka prefix" if index.shorten.method == "truncate" else " on a PCA projection"
+    if index.kind == "scan":
+        return f"scan of a {precision}copy{source} ({index.element}, {dims}) inline in the table's pages"
+    if index.kind == "hnsw":
+        return f"{precision}HNSW index{source} ({index.element}, {dims}, m={index.m})"
+    return f"{precision}IVFFlat index{source} ({index.element}, {dims}, {index.lists:,} lists)"
+
+
+def explain(plan: Plan) -> str:
+    """The whole plan as text, at most 88 columns wide."""
+    space, limits = plan.space, plan.limits
+    model = f" of {space.model}" if space.model else ""
+    title = f"{plan.rows:,} vectors{model}, {space.dim:,} dimensions, {space.metric}, on {limits.backend}"
+    lines = [*textwrap.wrap(f"{title} {limits.version}", _WIDTH)]
+    lines += _section("Chosen", [describe(plan.layout, space.dim)])
+    lines += _section("Because", list(why(plan)))
+    lines += _section("Takes", list(_takes(plan)))
+    lines += _section("Search width", list(_width(plan.layout)))
+    lines += _section("Note", list(plan.notes))
+    lines += _section("Refused", list(grouped(plan.refused)))
+    return "\n".join(lines)
+
+
+def grouped(refused: Sequence[Refusal]) -> Iterator[str]:
+    """One line for each reason, with the layouts that it met in a few words, in order."""
+    labels: dict[str, list[str]] = {}
+    for one in refused:
+        labels.setdefault(one.reason, []).append(_label(one.layout))
+    for reason, who in labels.items():
+        more = f", and {len(who) - 3} more" if len(who) > 3 else ""
+        yield f"{', '.join(who[:3])}{more}: {reason}"
+
+
+def _label(layout: Layout) -> str:
+    index, details = layout.index, []
+    if index is None:
+        text = "exact scan"
+    else:
+        text = f"{'scan of a copy' if index.kind == 'scan' else index.kind} on {index.element}"
+        if index.shorten:
+            details.append(f"{_METHODS[index.shorten.method]} {index.shorten.dim:,}")
+    if layout.element == "float16":
+        details.append("stored as float16")
+    if layout.inline:
+        details.append("inline")
+    if layout.shorten:
+        details.append(f"{_METHODS[layout.shorten.method]} {layout.shorten.dim:,} at the door")
+    return f"{text} ({', '.join(details)})" if details else text
+
+
+def _section(title: str, items: list[str]) -> Iterator[str]:
+    if not items:
+        return
+    yield ""
+    yield title
+    for item in items:
+        yield from textwrap.wrap(
+            item, _WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
+        )
+
+
+def why(plan: Plan) -> Iterator[str]:
+    """The reasons for the chosen layout, a sentence each."""
+    layout, index = plan.layout, plan.layout.index
+    if plan.refused:
+        before = len(plan.refused)
+        yield f"it is the first in order of preference that nothing speaks against; {before} were refused"
+    else:
+        yield "it is the layout preferred most, and nothing speaks against it"
+    if layout.shorten:
+        yield "nothing fits that keeps the whole vectors"
+    if layout.element == "float16":
+        yield "half precision halves what is stored, and rarely changes which vectors are nearest"
+    if index is None:
+        yield "a scan is exact: it finds the true neighbours, needs no index and no tuning"
+    elif index.kind == "scan":
+        yield "the copy lies in the table's pages and is read far faster than vectors kept beside the rows"
+    elif index.kind == "ivfflat":
+        yield "its lists are built in less memory than an hnsw graph"
+    if index is None:
+        return
+    if index.shorten and index.shorten.method == "truncate":
+        yield "the model is trained so that a prefix is an embedding; re-ranking on the whole is exact"
+    elif index.shorten:
+        yield "the projection keeps most of what tells the vectors apart; re-ranking on the whole is exact"
+    elif index.element == "bit":
+        yield "one bit for each dimension is 32 times smaller; re-ranking on the whole restores the order"
+    elif index.element == "float16" and layout.element == "float32":
+        yield "half precision finds the same neighbours in half the bytes; float32 stays, to re-rank"
+
+
+def _takes(plan: Plan) -> Iterator[str]:
+    costs = plan.estimates
+    both = costs.table_bytes + costs.index_bytes
+    yield (
+        f"disk: {human(both)} (table {human(costs.table_bytes)}, index {human(costs.index_bytes)}), "
+        f"documents and metadata not counted"
+    )
+    if costs.build_memory_bytes:
+        build, serve = human(costs.build_memory_bytes), human(costs.serve_memory_bytes)
+        yield f"memory: {build} to build the index, {serve} to serve"
+    else:
+        yield f"memory: {human(costs.serve_memory_bytes)} to keep all that is scanned cached"
+    if costs.scan_seconds:
+        yield f"time: about {lasting(costs.scan_seconds)} for one search to read its vectors"
+
+
+def _width(layout: Layout) -> Iterator[str]:
+    index = layout.index
+    if index is None:
+        return
+    if index.kind == "hnsw":
+        yield f"ef_search={index.ef_search}: candidates kept while walking the graph"
+    elif index.kind == "ivfflat":
+        yield f"probes={index.probes}: lists read of {index.lists:,}"
+    if layout.oversample > 1:
+        again = 10 * layout.oversample
+        yield f"oversampling {layout.oversample}: for 10 hits, {again} candidates are re-ranked"
