@@ -19,7 +19,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .errors import VecbridgeError
     from .evaluate import Report
-    from .ingest import ingest
+    from .ingestion import ingest
     from .limits import Limits
     from .manifest import Manifest
     from .planner import Plan, plan
@@ -41,7 +41,7 @@ _HOME = {
     "Store": "store",
     "VecbridgeError": "errors",
     "connect": "store",
-    "ingest": "ingest",
+    "ingest": "ingestion",
     "plan": "planner",
 }
 

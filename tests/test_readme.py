@@ -1,0 +1,66 @@
+"""What the README shows is run as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vecbridge.filters import parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ vecbridge ")
+]
+
+
+def test_there_is_an_example_of_at_most_twelve_lines() -> None:
+    assert "papers.upsert" in PYTHON[0]
+    assert len(PYTHON[0].splitlines()) <= 12
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_every_python_block_runs(number: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PYTHON[number]], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    if number == 0:
+        first = done.stdout.splitlines()[0]
+        assert first.startswith("1.000  paper-7"), done.stdout
+        assert "recall@10" in done.stdout
+
+
+def test_the_filter_that_is_shown_is_a_filter() -> None:
+    scope: dict[str, object] = {}
+    exec(next(block for block in PYTHON if block.startswith("where")), scope)
+    where = scope["where"]
+    assert isinstance(where, dict)
+    parse(where)
+
+
+def test_every_command_runs(place: Path) -> None:
+    folder = place / "docs"
+    folder.mkdir()
+    (folder / "security.md").write_text("# Keys\n\nTo rotate a key, make a new one and revoke the old key.\n")
+    (folder / "start.txt").write_text("Install the package, then run the first command.\n")
+    assert len(COMMANDS) >= 4
+    for command in COMMANDS:
+        done = subprocess.run(
+            [sys.executable, "-m", "vecbridge", *shlex.split(command)[1:]],
+            cwd=place,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if " search " in command:
+            assert "security.md" in done.stdout, done.stdout
