@@ -36,7 +36,7 @@ class Counting:
         self._inner = load(f"hashing:{dim}")
         self.model = self._inner.model
         self.dim = self._inner.dim
-        self.nested: tuple[int, ...] = ()
+        self.nested: tuple[int, ...] | None = ()
         self.texts: list[str] = []
         self.stop_after = stop_after
         self.closed = False

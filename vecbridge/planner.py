@@ -111,7 +111,7 @@ def plan(
         raise InputError(f"expected a latency above 0, in seconds, got {latency!r}")
     budget = _Budget(_bytes(memory, "memory"), _bytes(disk, "disk"), float(latency))
     limits = limits_of(on) if isinstance(on, str) else on
-    notes = list(_about_model(space))
+    notes = list(_about_model(space, asked=nested is None))
 
     refused: list[Refusal] = []
     for layout in candidates(space, rows, limits):
@@ -306,7 +306,7 @@ def make_space(
     return Space(dim, metric, tuple(sorted((size for size in given if size < dim), reverse=True)), model)
 
 
-def _about_model(space: Space) -> Iterator[str]:
+def _about_model(space: Space, *, asked: bool) -> Iterator[str]:
     known = models.find(space.model) if space.model else None
     if known and space.dim != known.dim and space.dim not in known.nested:
         trained = f", or {', '.join(f'{size:,}' for size in known.nested)}" if known.nested else ""
@@ -314,7 +314,7 @@ def _about_model(space: Space) -> Iterator[str]:
             f"{known.name} is known to give vectors of {known.dim:,} dimensions{trained}; "
             f"these have {space.dim:,}"
         )
-    if space.model and not known and not space.nested:
+    if asked and space.model and not known:
         yield (
             f"{space.model} is not in the model catalogue: if it is a Matryoshka model, pass its nested sizes"
         )

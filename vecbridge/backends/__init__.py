@@ -48,11 +48,15 @@ class Backend(Protocol):
         """Delete the collection and everything in it. Raises CollectionNotFound."""
 
     def close(self) -> None:
-        """Give back connections, files and locks. May be called twice."""
+        """Give back connections, files and locks, those of its tables included. May be called twice."""
 
 
 class Table(Protocol):
-    """One collection's records in a backend. Safe to use from several threads."""
+    """One collection's records in a backend. Safe to use from several threads.
+
+    Once the collection has been dropped, every use raises CollectionNotFound; once the backend is closed,
+    StoreError.
+    """
 
     @property
     def manifest(self) -> Manifest:

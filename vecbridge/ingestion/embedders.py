@@ -38,8 +38,8 @@ class Embedder(Protocol):
         """Length of the vectors; None until the first ones have arrived from an API."""
 
     @property
-    def nested(self) -> tuple[int, ...]:
-        """Matryoshka sizes: prefixes of these lengths are embeddings in their own right."""
+    def nested(self) -> tuple[int, ...] | None:
+        """Matryoshka sizes: prefixes of these lengths are embeddings in their own right; None: not known here."""
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """Vectors of documents, float32 (n, dim). Raises InputError for blank texts, EmbedderError."""
@@ -131,7 +131,7 @@ class Hashing:
 
         self.dim: int = dim
         self.model = f"hashing-{dim}"
-        self.nested: tuple[int, ...] = ()
+        self.nested: tuple[int, ...] | None = ()
         self._hasher = FeatureHasher(dim, input_type="pair", dtype=np.float32, alternate_sign=True)
 
     def __repr__(self) -> str:
@@ -217,7 +217,7 @@ class WordLlama:
     def __init__(self, dim: int = 256) -> None:
         self.dim: int = dim
         self.model = f"wordllama-{dim}"
-        self.nested: tuple[int, ...] = tuple(size for size in (128, 64) if size < dim)
+        self.nested: tuple[int, ...] | None = tuple(size for size in (128, 64) if size < dim)
         inference = _wordllama(dim)
         self._table: Floats = inference.embedding
         self._tokenizer = inference.tokenizer

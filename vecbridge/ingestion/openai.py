@@ -79,7 +79,7 @@ class OpenAI:
             raise InputError(f"expected 1 or more attempts, got {attempts}")
         self.model = model
         self.dim: int | None = None
-        self.nested: tuple[int, ...] = ()
+        self.nested: tuple[int, ...] | None = None
         self._url = _endpoint(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI)
         self._key = _checked_key(api_key or os.environ.get("OPENAI_API_KEY"))
         self._attempts = attempts

@@ -185,7 +185,7 @@ def ingest(
         if embedder is not None:
             if model is not None and model != embedder.model:
                 raise InputError(f"expected model={embedder.model!r} as the embedder's, got {model!r}")
-            model, nested = embedder.model, nested or embedder.nested or None
+            model, nested = embedder.model, embedder.nested if nested is None else nested
         place = stack.enter_context(store.connect(to))
         target = _open(place, collection, model, metric, layout)
         if model is None and target is not None:

@@ -1,0 +1,167 @@
+"""Exact search on disk, without a server: `flat:PATH`.
+
+PATH is a folder, each collection a folder in it: `records.sqlite` for ids, documents, metadata and the
+manifest, and a matrix file that is mapped into memory and scanned by BLAS. One writer and many readers at a
+time, from any number of threads and processes of one machine.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...errors import CollectionExists, CollectionNotFound, InputError, StoreError, UrlError
+from ...limits import Limits, limits
+from ...manifest import Manifest, check_name
+from .database import RECORDS, check_json, create, locked, translated
+from .matrix import Files, sync_folder
+from .table import FORMAT, FlatTable
+
+__all__ = ["FlatBackend", "FlatTable", "connect"]
+
+_DEFAULT = "./vecbridge-data"
+# folders on their way in or out; under the lock they can only belong to a process that died
+_LEFTOVER = re.compile(r"\.[A-Za-z0-9_-]+\.(tmp|drop)-[0-9a-f]{16}")
+
+
+def connect(url: str) -> FlatBackend:
+    """The collections in the folder that `flat:PATH` names; it need not exist yet.
+
+    PATH may start with `~`; a relative one starts at the working directory; empty means ./vecbridge-data.
+    Raises UrlError, StoreError where PATH is a file.
+    """
+    path = url.partition(":")[2] or _DEFAULT
+    if "\0" in path:
+        raise UrlError(f"expected a folder after flat:, got a path with a NUL character: {path!a}")
+    check_json()
+    try:
+        folder = Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UrlError(
+            f"expected a folder after flat:, got {path!a}, whose home folder is unknown"
+        ) from error
+    with translated(folder):
+        if folder.exists() and not folder.is_dir():
+            raise StoreError(f"expected a folder at {folder}, found a file; name another path after flat:")
+    return FlatBackend(f"flat:{path}", folder)
+
+
+class FlatBackend:
+    """A folder of collections; see `vecbridge.backends.Backend`."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._url = url
+        self._folder = folder
+        self._tables: weakref.WeakSet[FlatTable] = weakref.WeakSet()
+        self._closed = False
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def limits(self) -> Limits:
+        return limits("flat")
+
+    def names(self) -> list[str]:
+        self._check()
+        with translated(self._folder):
+            if not self._folder.is_dir():
+                return []
+            return sorted(entry.parent.name for entry in self._folder.glob(f"*/{RECORDS}") if _named(entry))
+
+    def create(self, manifest: Manifest) -> FlatTable:
+        self._check()
+        place = self._folder / check_name(manifest.name)
+        with translated(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._changing():
+                if place.exists():
+                    raise CollectionExists(
+                        f"there is already {manifest.name!r} in {self._url}; "
+                        f"open it, drop it, or take another name"
+                    )
+                made = self._aside(manifest.name, "tmp")
+                made.mkdir()
+                try:
+                    _fill(made, manifest)
+                    made.rename(place)
+                except BaseException:
+                    shutil.rmtree(made, ignore_errors=True)
+                    raise
+                sync_folder(self._folder)
+        return self.open(manifest.name)
+
+    def open(self, name: str) -> FlatTable:
+        self._check()
+        place = self._folder / check_name(name)
+        with translated(place):
+            if not place.is_dir():
+                raise self._missing(name)
+            table = FlatTable(place)
+        self._tables.add(table)
+        return table
+
+    def drop(self, name: str) -> None:
+        self._check()
+        place = self._folder / check_name(name)
+        with translated(self._folder):
+            if not place.is_dir():
+                raise self._missing(name)
+            with self._changing():
+                gone = self._aside(name, "drop")
+                try:
+                    place.rename(gone)
+                except FileNotFoundError:
+                    raise self._missing(name) from None
+                sync_folder(self._folder)
+                shutil.rmtree(gone)
+
+    def close(self) -> None:
+        self._closed = True
+        for table in list(self._tables):
+            table.close()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self._url} was closed; connect again")
+
+    def _missing(self, name: str) -> CollectionNotFound:
+        return CollectionNotFound(f"no collection {name!r} in {self._url}")
+
+    def _aside(self, name: str, why: str) -> Path:
+        return self._folder / f".{name}.{why}-{secrets.token_hex(8)}"
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """The right to add and remove collections here, after clearing away what others left half done."""
+        with locked(self._folder / ".lock", f"creating or dropping a collection in {self._folder}"):
+            for entry in self._folder.iterdir():
+                if _LEFTOVER.fullmatch(entry.name):
+                    shutil.rmtree(entry)
+            yield
+
+
+def _named(records: Path) -> bool:
+    try:
+        check_name(records.parent.name)
+    except InputError:
+        return False
+    return True
+
+
+def _fill(folder: Path, manifest: Manifest) -> None:
+    generation = Files(folder, manifest.stored_dim, manifest.layout.element).create()
+    text, basis = manifest.dump()
+    meta: dict[str, str | bytes] = {
+        "format": str(FORMAT),
+        "uid": secrets.token_hex(16),
+        "manifest": text,
+        "basis": basis,
+    }
+    create(folder / RECORDS, meta=meta, generation=generation)
+    sync_folder(folder)

@@ -1,0 +1,355 @@
+"""One collection on disk: records in SQLite, vectors in mapped files, both seen at one moment in time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import ManifestError, StoreError
+from ...manifest import Manifest
+from ...types import Batch, Hit, IndexState, Progress, Sizes
+from .database import RECORDS, Database
+from .matrix import Files, Vectors
+from .nearest import nearest
+from .sql import condition
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from ...filters import Filter
+    from ...types import Floats
+    from .matrix import Array
+
+FORMAT = 1
+_DEAD = 1000  # dead positions that are always tolerated
+_DEAD_SHARE = 0.3
+_IDS = 500  # parameters in one statement; old SQLite takes 999
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a snapshot sees: positions written, the next free row, how many positions are dead."""
+
+    generation: str
+    rows: int
+    next_row: int
+    dead: int
+    version: int
+
+
+class FlatTable:
+    """One collection's records in a folder; see `vecbridge.backends.Table`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens the collection in `folder`. Raises ManifestError where files are missing or too short."""
+        if not (folder / RECORDS).is_file():
+            raise ManifestError(
+                f"expected {RECORDS} in {folder}, found none: this is not a collection, or it is damaged; "
+                f"restore the folder from a backup or delete it"
+            )
+        self._folder = folder
+        self._database = Database(folder)
+        self._mapped: Vectors | None = None
+        self._live: tuple[str, int, Array] | None = None
+        try:
+            with self._database.reading() as connection:
+                meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+            self._manifest = _manifest(meta, folder)
+            element = self._manifest.layout.element
+            self._files = Files(folder, self._manifest.stored_dim, element)
+            with self._snapshot():
+                pass  # maps the files, and so compares them with what SQLite expects
+        except BaseException:
+            self._database.close()
+            raise
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    def write(self, batch: Batch) -> None:
+        if not len(batch):
+            return
+        with self._database.writing() as connection:
+            state = _state(connection)
+            # whoever was killed while compacting left files behind
+            self._files.sweep(state.generation)
+            dead = _remove(connection, batch.ids)
+            self._files.append(state.generation, state.rows, batch.vectors, state.next_row)
+            rows = range(state.next_row, state.next_row + len(batch))
+            texts = (json.dumps(dict(one), ensure_ascii=False, allow_nan=False) for one in batch.metadata)
+            connection.executemany(
+                "INSERT INTO records (row, id, digest, metadata, document) VALUES (?, ?, ?, ?, ?)",
+                zip(rows, batch.ids, batch.digests, texts, batch.documents, strict=True),
+            )
+            state = replace(state, rows=state.rows + len(batch), next_row=rows.stop, dead=state.dead + dead)
+            _save(connection, state)
+        self._compact(state)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        with self._database.writing() as connection:
+            gone = _remove(connection, ids)
+            state = _bury(connection, gone)
+        self._compact(state)
+        return gone
+
+    def delete_where(self, where: Filter) -> int:
+        chosen = condition(where)
+        with self._database.writing() as connection:
+            chosen.install(connection)
+            gone = connection.execute(
+                f"INSERT INTO dead SELECT row FROM records WHERE {chosen.sql}",  # noqa: S608  # operands are bound
+                chosen.values,
+            ).rowcount
+            connection.execute("DELETE FROM records WHERE row IN (SELECT row FROM dead)")
+            state = _bury(connection, gone)
+        self._compact(state)
+        return gone
+
+    def read(self, ids: Sequence[str]) -> Batch:
+        with self._snapshot() as (connection, _, vectors):
+            found: dict[str, tuple[Any, ...]] = {}
+            columns = "id, row, document, metadata, digest"
+            for some in _chunks(ids):
+                for row in connection.execute(
+                    f"SELECT {columns} FROM records WHERE id IN ({_marks(some)})",  # noqa: S608  # only question marks
+                    some,
+                ):
+                    found[row[0]] = row
+            return _batch(vectors, [found[one] for one in ids if one in found])
+
+    def digests(self, ids: Sequence[str]) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        with self._database.reading() as connection:
+            for some in _chunks(ids):
+                found.update(
+                    connection.execute(
+                        f"SELECT id, digest FROM records WHERE digest IS NOT NULL AND id IN ({_marks(some)})",  # noqa: S608  # only question marks
+                        some,
+                    )
+                )
+        return found
+
+    def sample(self, n: int, *, seed: int) -> Batch:
+        with self._snapshot() as (connection, _, vectors):
+            # by id: the order of the rows tells how records came and went, not what is there
+            rows = _column(connection.execute("SELECT row FROM records ORDER BY id"))
+            chosen = np.random.default_rng(seed).choice(len(rows), size=min(n, len(rows)), replace=False)
+            picked = json.dumps(rows[np.sort(chosen)].tolist())
+            found = connection.execute(
+                "SELECT id, row, document, metadata, digest FROM records "
+                "WHERE row IN (SELECT value FROM json_each(?)) ORDER BY id",
+                (picked,),
+            ).fetchall()
+            return _batch(vectors, found)
+
+    def count(self, where: Filter | None = None) -> int:
+        with self._database.reading() as connection:
+            if where is None:
+                state = _state(connection)
+                return state.rows - state.dead
+            chosen = condition(where)
+            chosen.install(connection)
+            counted = connection.execute(
+                f"SELECT count(*) FROM records WHERE {chosen.sql}",  # noqa: S608  # operands are bound
+                chosen.values,
+            )
+            return int(counted.fetchone()[0])
+
+    def search(
+        self, queries: Floats, short: Floats | None, *, k: int, where: Filter | None, exact: bool
+    ) -> list[list[Hit]]:
+        with self._snapshot() as (connection, state, vectors):
+            positions = self._positions(connection, state, vectors, where)
+            size = state.rows if positions is None else len(positions)
+            if not size:
+                return [[] for _ in queries]
+            found = nearest(
+                vectors,
+                queries,
+                metric=self._manifest.space.metric,
+                k=min(k, size),
+                positions=positions,
+            )
+            return [_hits(connection, vectors.rows[at], scores, k) for at, scores in found]
+
+    def build_index(self, progress: Progress | None) -> None:
+        pass  # every search is an exact scan
+
+    def index_state(self) -> IndexState:
+        return IndexState("none")
+
+    def sizes(self) -> Sizes:
+        total = 0
+        with self._database.reading():
+            for entry in os.scandir(self._folder):
+                with suppress(FileNotFoundError):  # compaction and checkpoints delete files
+                    total += entry.stat().st_size
+        return Sizes(table=total, index=0)
+
+    def close(self) -> None:
+        self._database.close()
+        self._mapped = self._live = None
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[tuple[sqlite3.Connection, _State, Vectors]]:
+        """Records and vectors as they are at one moment."""
+        for last in (False, False, False, False, True):
+            with self._database.reading() as connection:
+                state = _state(connection)
+                vectors = self._map(state, last=last)
+                if vectors is not None:
+                    yield connection, state, vectors
+                    return
+        raise AssertionError("unreachable: the last attempt raises")
+
+    def _map(self, state: _State, *, last: bool) -> Vectors | None:
+        """The vectors of a snapshot; None, except on the `last` try, where compaction deleted the file."""
+        mapped = self._mapped
+        if mapped is None or mapped.generation != state.generation or len(mapped.matrix) < state.rows:
+            try:
+                mapped = self._files.map(state.generation, state.rows)
+            except FileNotFoundError as error:
+                if not last:
+                    return None
+                raise ManifestError(
+                    f"expected the file {Path(error.filename).name} in {self._folder}, found none; "
+                    f"restore the folder from a backup or drop the collection"
+                ) from error
+            self._mapped = mapped
+        return mapped.head(state.rows)
+
+    def _positions(
+        self, connection: sqlite3.Connection, state: _State, vectors: Vectors, where: Filter | None
+    ) -> Array | None:
+        """Where the records that count lie in the matrix, ascending; None when all of it does."""
+        if where is None:
+            return self._living(connection, state, vectors) if state.dead else None
+        chosen = condition(where)
+        chosen.install(connection)
+        rows = connection.execute(
+            f"SELECT row FROM records WHERE {chosen.sql}",  # noqa: S608  # operands are bound
+            chosen.values,
+        )
+        return np.searchsorted(vectors.rows, np.sort(_column(rows)))
+
+    def _living(self, connection: sqlite3.Connection, state: _State, vectors: Vectors) -> Array:
+        live = self._live
+        if live is None or live[:2] != (state.generation, state.version):
+            dead = _column(connection.execute("SELECT row FROM dead ORDER BY row"))
+            kept = np.delete(np.arange(state.rows), np.searchsorted(vectors.rows, dead))
+            self._live = live = (state.generation, state.version, kept)
+        return live[2]
+
+    def _compact(self, state: _State) -> None:
+        if state.dead <= max(_DEAD, _DEAD_SHARE * state.rows):
+            return
+        try:
+            with self._database.writing() as connection:
+                state = _state(connection)
+                if state.dead <= max(_DEAD, _DEAD_SHARE * state.rows):
+                    return  # another writer was quicker
+                old = self._files.map(state.generation, state.rows)
+                new = self._files.copy(old, self._living(connection, state, old))
+                connection.execute("DELETE FROM dead")
+                _save(connection, replace(state, generation=new, rows=state.rows - state.dead, dead=0))
+        except StoreError:
+            return  # what the caller asked for is done; a later writer finds room, and sweeps what is left
+        self._files.discard(old.generation)
+
+
+def _manifest(meta: dict[str, Any], folder: Path) -> Manifest:
+    if missing := {"format", "manifest", "basis"} - meta.keys():
+        raise ManifestError(f"{folder / RECORDS} lacks {sorted(missing)}: it was not made by vecbridge")
+    if int(meta["format"]) > FORMAT:
+        raise ManifestError(
+            f"{folder} has file format {int(meta['format'])}, this vecbridge reads up to {FORMAT}; "
+            f"upgrade vecbridge"
+        )
+    # whoever renames the folder renames the collection
+    return replace(Manifest.load(meta["manifest"], meta["basis"]), name=folder.name)
+
+
+def _state(connection: sqlite3.Connection) -> _State:
+    row = connection.execute("SELECT generation, rows, next_row, dead, version FROM state").fetchone()
+    if row is None:
+        raise ManifestError(f"{RECORDS} has an empty table 'state': it is damaged; restore it from a backup")
+    return _State(*row)
+
+
+def _save(connection: sqlite3.Connection, state: _State) -> None:
+    connection.execute(
+        "UPDATE state SET generation = ?, rows = ?, next_row = ?, dead = ?, version = ?",
+        (state.generation, state.rows, state.next_row, state.dead, state.version + 1),
+    )
+
+
+def _remove(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
+    """Take these records out, and note their positions as dead; returns how many there were."""
+    gone = 0
+    for some in _chunks(ids):
+        marks = _marks(some)
+        gone += connection.execute(
+            f"INSERT INTO dead SELECT row FROM records WHERE id IN ({marks})",  # noqa: S608  # only question marks
+            some,
+        ).rowcount
+        connection.execute(f"DELETE FROM records WHERE id IN ({marks})", some)  # noqa: S608  # only question marks
+    return gone
+
+
+def _bury(connection: sqlite3.Connection, gone: int) -> _State:
+    state = _state(connection)
+    if gone:
+        state = replace(state, dead=state.dead + gone)
+        _save(connection, state)
+    return state
+
+
+def _hits(connection: sqlite3.Connection, rows: Array, scores: Array, k: int) -> list[Hit]:
+    """The k best as hits, nearest first, equal scores by id."""
+    score_of = dict(zip(rows.tolist(), scores.tolist(), strict=True))
+    named = connection.execute(
+        "SELECT row, id FROM records WHERE row IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(score_of)),),
+    ).fetchall()
+    best = sorted((-score_of[row], name, row) for row, name in named)[:k]
+    payload = {
+        row: (document, json.loads(metadata))
+        for row, document, metadata in connection.execute(
+            "SELECT row, document, metadata FROM records WHERE row IN (SELECT value FROM json_each(?))",
+            (json.dumps([row for _, _, row in best]),),
+        )
+    }
+    return [Hit(name, 0.0 - score, *payload[row]) for score, name, row in best]  # 0.0 -: never "-0.0"
+
+
+def _batch(vectors: Vectors, found: Sequence[tuple[Any, ...]]) -> Batch:
+    """Records from rows of (id, row, document, metadata, digest), in their order."""
+    rows = np.array([row for _, row, _, _, _ in found], dtype=np.int64)
+    return Batch(
+        ids=[name for name, _, _, _, _ in found],
+        vectors=vectors.matrix[np.searchsorted(vectors.rows, rows)].astype(np.float32),
+        documents=[document for _, _, document, _, _ in found],
+        metadata=[json.loads(metadata) for _, _, _, metadata, _ in found],
+        digests=[digest for _, _, _, _, digest in found],
+    )
+
+
+def _column(rows: Iterator[tuple[int]]) -> Array:
+    return np.fromiter((row for (row,) in rows), dtype=np.int64)
+
+
+def _chunks(ids: Sequence[str]) -> Iterator[list[str]]:
+    for start in range(0, len(ids), _IDS):
+        yield list(ids[start : start + _IDS])
+
+
+def _marks(some: Sequence[str]) -> str:
+    return ", ".join("?" * len(some))
