@@ -1,0 +1,123 @@
+"""The command line. Every command documents itself with --help; docs/cli.md has the JSON shapes.
+
+Nothing heavy is imported before a command runs: `vecbridge plan` loads neither numpy nor a driver.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+from .._version import __version__
+from ..errors import CollectionExists, CollectionNotFound, InputError, PlanError, VecbridgeError
+from . import loading, managing, output, planning, searching
+
+OK, FAILED, USAGE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 130
+
+# typer brings its own copy of click since 0.20, so the base of usage errors is found instead of imported
+_UsageProblem = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="vecbridge",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class _Command(TyperCommand):
+    """A command whose usage line shows its arguments as they are typed: [URL] COLLECTION."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.removesuffix("...").strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
+app.command(cls=_Command)(planning.plan)
+app.command(cls=_Command)(loading.ingest)
+app.command(cls=_Command)(searching.search)
+app.command(cls=_Command)(searching.evaluate)
+app.command(cls=_Command)(managing.info)
+app.command("list", cls=_Command)(managing.collections)
+app.command(cls=_Command)(managing.delete)
+app.command(cls=_Command)(managing.drop)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        output.answer(f"vecbridge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print a traceback with every error.")] = False,
+) -> None:
+    """Embeddings into vector stores: plan a layout, load, search, and measure the recall."""
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command line, given without the program's name; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a terminal that is not UTF-8 shows escapes instead of failing on the first accent
+            stream.reconfigure(errors="backslashreplace")
+    options = words[: words.index("--")] if "--" in words else words
+    try:
+        try:
+            code = app(list(words) or ["--help"], prog_name="vecbridge", standalone_mode=False)
+        except Exception as error:  # noqa: BLE001 - the outermost place: nothing may escape as a traceback
+            return _failed(error, as_json="--json" in options, debug="--debug" in options)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except (output.ReaderGone, SystemExit):
+        # rich ends the program by itself where nobody reads what it prints
+        return output.BROKEN_PIPE
+    if code == INTERRUPTED:
+        output.say("interrupted")
+    return code if isinstance(code, int) else OK
+
+
+def _failed(error: Exception, *, as_json: bool, debug: bool) -> int:
+    """Tell what went wrong, without passwords; returns the exit code."""
+    kind, code = type(error).__name__, FAILED
+    if isinstance(error, typer.Abort):
+        message, code = "nothing was changed", INTERRUPTED
+    elif isinstance(error, _UsageProblem):
+        message, code = _usage(error), USAGE
+    elif isinstance(error, VecbridgeError):
+        message = str(error)
+        if isinstance(error, CollectionNotFound):
+            code = NOT_FOUND
+        elif isinstance(error, InputError | PlanError | CollectionExists):
+            code = USAGE
+    else:
+        message = f"sorry, this is a fault in vecbridge or its surroundings: {kind}: {error}"
+        if not debug:
+            message += " (vecbridge --debug … shows where)"
+    message = output.safe(output.redact(message))
+    if debug:
+        output.say(output.safe(output.redact("".join(traceback.format_exception(error)))))
+    output.say(f"Error: {message}")
+    if as_json:
+        output.write_json({"error": {"type": kind, "message": message}})
+    return code
+
+
+def _usage(error: Exception) -> str:
+    message = str(getattr(error, "format_message", error.__str__)())
+    context = getattr(error, "ctx", None)
+    return message if context is None else f"{message.rstrip('.')}; see {context.command_path} --help"

@@ -1,0 +1,116 @@
+"""ingest: a source in, a searchable collection out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from .. import data
+from ..errors import InputError
+from . import options, output
+from .planning import LATENCY
+from .searching import WARNED, idle
+
+if TYPE_CHECKING:
+    from ..types import Metric
+
+# sources that come with the package
+_DEMO = {"demo:glosses": data.GLOSSES}
+
+
+def ingest(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            show_default=False,
+            help="A .jsonl, .csv or .tsv file (maybe .gz), a .parquet or .npy file, text or Markdown, a "
+            "folder of texts, or demo:glosses, 6,000 definitions that come with vecbridge.",
+        ),
+    ],
+    collection: Annotated[str, typer.Option("--collection", "-c", metavar="NAME", help="Where records go.")],
+    to: Annotated[
+        str, typer.Option(metavar="URL", help="flat:PATH, pgvector:PATH or postgresql://…")
+    ] = options.DEFAULT_URL,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="hashing:DIM, wordllama, wordllama:DIM or openai:MODEL. Without: SOURCE has vectors.",
+        ),
+    ] = None,
+    base_url: options.BaseUrl = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Plan for this many records; else for those in SOURCE."),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="cosine (for new collections), ip (inner product) or l2 (Euclidean)."
+        ),
+    ] = None,
+    memory: options.Memory = None,
+    disk: options.Disk = None,
+    latency: options.Latency = LATENCY,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What made the vectors that SOURCE has.")
+    ] = None,
+    nested: options.Nested = None,
+    id_field: Annotated[str | None, typer.Option(metavar="NAME", help="The field with the id.")] = None,
+    text_field: Annotated[str | None, typer.Option(metavar="NAME", help="The field with the text.")] = None,
+    vector_field: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The field with the vector.")
+    ] = None,
+    number: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A CSV column that holds numbers; may be given several times."),
+    ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Measure the recall afterwards.")
+    ] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Load a source: embed, store, index and measure. Run again, it writes only what has changed."""
+    if base_url is not None and embedder is None:
+        raise InputError("expected --embedder openai:MODEL beside --base-url")
+    from ..ingestion import ingest as run
+    from ..ingestion import load
+    from . import progress, render
+
+    embed = None if embedder is None else load(embedder, base_url=base_url)
+    try:
+        with progress.shown(quiet=quiet) as show:
+            summary = run(
+                _DEMO.get(source, Path(source)),
+                to=to,
+                collection=collection,
+                embedder=embed,
+                model=model,
+                nested=nested or None,
+                metric=cast("Metric | None", metric),
+                rows=rows,
+                memory=memory,
+                disk=disk,
+                latency=latency,
+                id_field=id_field,
+                text_field=text_field,
+                vector_field=vector_field,
+                numbers=number or (),
+                evaluate=evaluate,
+                progress=show,
+                on_plan=None if quiet else lambda made: render.plan(made, show.console),
+            )
+    finally:
+        if embed is not None:
+            embed.close()
+    if as_json:
+        output.write_json(summary.to_dict())
+    else:
+        render.summary(summary)
+    if warning := idle(summary.index, collection):
+        output.say(warning)
+        raise typer.Exit(WARNED)

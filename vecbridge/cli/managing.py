@@ -1,0 +1,125 @@
+"""info, list, delete and drop."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from ..errors import CollectionNotFound, InputError
+from . import options, output
+
+
+def info(words: options.Place, as_json: options.Json = False) -> None:
+    """Show what a collection is: its space, layout, index and sizes."""
+    url, name = options.place(words, "COLLECTION")
+    from ..explain import describe
+    from ..store import connect
+
+    with connect(url) as store:
+        collection = store.open(name)
+        manifest, sizes = collection.manifest, collection.sizes()
+        count, state, at = collection.count(), collection.index_state(), store.url
+    if as_json:
+        output.write_json(
+            {
+                "url": at,
+                "collection": name,
+                "records": count,
+                "planned_rows": manifest.rows,
+                "space": asdict(manifest.space),
+                "stored_dim": manifest.stored_dim,
+                "layout": manifest.layout.to_dict(),
+                "layout_in_words": describe(manifest.layout, manifest.space.dim),
+                "index": asdict(state),
+                "sizes": asdict(sizes),
+                "version": manifest.version,
+            }
+        )
+        return
+    from . import render
+
+    render.info(at, manifest, count, state, sizes)
+
+
+def collections(
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help=options.PLACE_HELP, show_default=False)
+    ] = options.DEFAULT_URL,
+    as_json: options.Json = False,
+) -> None:
+    """List the collections of a store."""
+    from ..store import connect
+
+    with connect(url) as store:
+        names, at = store.collections(), store.url
+    if as_json:
+        output.write_json({"url": at, "collections": names})
+    elif names:
+        output.answer("\n".join(names))
+    else:
+        output.say(f"no collections in {at}")
+
+
+def delete(
+    words: options.Place,
+    id: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A record to delete; may be given several times.")
+    ] = None,
+    where: options.Where = None,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+) -> None:
+    """Delete records by id or by filter."""
+    url, name = options.place(words, "COLLECTION")
+    condition = options.condition(where)
+    if bool(id) == (condition is not None):
+        raise InputError(f"expected either --id or --where, got {'both' if id else 'neither'}")
+    from ..store import connect
+
+    with connect(url) as store:
+        collection = store.open(name)
+        if id:
+            there = len(collection.get(id))
+        elif condition:
+            there = collection.count(where=condition)
+        else:
+            # an empty filter is refused by the collection, with advice: nothing to ask
+            there = 0
+        if there:
+            _confirm(f"Delete {there:,} of {collection.count():,} records from {name} in {store.url}?", yes)
+        gone = collection.delete(id) if id else collection.delete(where=condition)
+        at = store.url
+    if as_json:
+        output.write_json({"url": at, "collection": name, "deleted": gone})
+    else:
+        output.answer(f"deleted {gone:,} {'record' if gone == 1 else 'records'} from {name}")
+
+
+def drop(words: options.Place, yes: options.Yes = False, as_json: options.Json = False) -> None:
+    """Delete a collection with everything in it."""
+    url, name = options.place(words, "COLLECTION")
+    from ..store import connect
+
+    with connect(url) as store:
+        # not opened: what cannot be read any more must still be possible to drop
+        if name not in store.collections():
+            raise CollectionNotFound(f"no collection {output.line(name, 60)!a} in {store.url}")
+        _confirm(f"Drop {name} in {store.url} with everything in it?", yes)
+        store.drop(name)
+        at = store.url
+    if as_json:
+        output.write_json({"url": at, "collection": name, "dropped": True})
+    else:
+        output.answer(f"dropped {name}")
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Ask on a terminal. Raises InputError where nobody can answer, typer.Abort if the answer is no."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise InputError("this deletes data, and there is no terminal to ask on: add --yes to do it")
+    typer.confirm(output.safe(question), abort=True, err=True)

@@ -1,0 +1,229 @@
+"""Plans, hits and reports as people read them: on a wide terminal, a narrow one, or in a pipe.
+
+Text from records and files becomes `Text`, never markup, so that [bold] in a document stays what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ..explain import describe, human, lasting, why
+from . import output
+
+if TYPE_CHECKING:
+    # planning shall not wait for numpy
+    from ..evaluate import Report
+    from ..ingestion import Summary
+    from ..manifest import Manifest
+    from ..planner import Plan
+    from ..types import Hit, IndexState, Metadata, Sizes
+
+# lines longer than this are hard to read, however wide the terminal
+_WIDEST = 110
+# a recall that few would want more of
+_GOOD = 0.95
+_DOCUMENT, _METADATA, _VALUE = 240, 160, 60
+
+# a name, a value and a remark
+Fact: TypeAlias = tuple[str, str | Text, str]
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console on standard output, or on another stream, that is not too wide to read."""
+    made = Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
+    made.width = min(made.width, _WIDEST)
+    return made
+
+
+def plan(made: Plan, out: Console | None = None) -> None:
+    """The plan: what was chosen and why, what it takes, what was refused before it."""
+    out = out or console()
+    space, limits = made.space, made.limits
+    of = f" of {output.safe(space.model)}" if space.model else ""
+    where = f"on {limits.backend} {limits.version}"
+    title = f"{made.rows:,} vectors{of}, {space.dim:,} dimensions, {space.metric}, {where}"
+    chosen: list[RenderableType] = [
+        Text(_capital(describe(made.layout, space.dim)), style="bold green"),
+        Text(),
+    ]
+    chosen += [_bullet(reason) for reason in why(made)]
+    out.print(Text(title, style="bold"))
+    out.print(Panel(Group(*chosen), title="chosen", title_align="left", border_style="green", padding=(0, 1)))
+    costs = made.estimates
+    rows = [
+        ("table on disk", human(costs.table_bytes), "documents and metadata come on top"),
+        ("index on disk", human(costs.index_bytes) if costs.index_bytes else "none", ""),
+        (
+            "memory to build",
+            human(costs.build_memory_bytes) if costs.build_memory_bytes else "none",
+            "",
+        ),
+        ("memory to serve", human(costs.serve_memory_bytes), "what searches read and should stay cached"),
+    ]
+    if costs.scan_seconds:
+        took = "under 10 ms" if costs.scan_seconds < 0.01 else f"about {lasting(costs.scan_seconds)}"
+        rows.append(("one search", took, "to read its vectors from end to end"))
+    _section(out, "Takes", _facts(rows))
+    if made.notes:
+        _section(out, "Notes", Group(*(_bullet(note) for note in made.notes)))
+    if made.refused:
+        _section(out, "Refused before it", _refused(made))
+
+
+def _refused(made: Plan) -> Table:
+    """Refused layouts in order, those that fail for one reason in one row."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
+    table.add_column("layout", ratio=1)
+    table.add_column("why not", ratio=1, style="yellow")
+    same: dict[str, list[str]] = {}
+    for one in made.refused:
+        same.setdefault(one.reason, []).append(describe(one.layout, made.space.dim))
+    for number, (reason, layouts) in enumerate(same.items()):
+        if number:
+            table.add_row()
+        more = f"\n… and {len(layouts) - 1} more" if len(layouts) > 1 else ""
+        table.add_row(Text(f"{layouts[0]}{more}"), Text(output.safe(reason)))
+    return table
+
+
+def hits(found: Sequence[Hit], *, filtered: bool) -> None:
+    """Search results, nearest first."""
+    out = console()
+    if not found:
+        out.print("no record matches the filter" if filtered else "the collection is empty")
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
+    table.add_column("#", justify="right")
+    table.add_column("score", justify="right", style="green")
+    table.add_column("record", ratio=1)
+    for rank, hit in enumerate(found, 1):
+        table.add_row(str(rank), _score(hit.score), _record(hit))
+    out.print(table)
+
+
+def _score(score: float) -> str:
+    return f"{score:.3f}" if abs(score) < 1000 else f"{score:.4g}"
+
+
+def _record(hit: Hit) -> RenderableType:
+    parts = [Text(output.line(hit.id, 80), style="bold cyan")]
+    if hit.document:
+        parts.append(Text(output.line(hit.document, _DOCUMENT)))
+    if hit.metadata:
+        parts.append(Text(_pairs(hit.metadata), style="dim"))
+    return Group(*parts)
+
+
+def _pairs(metadata: Metadata) -> str:
+    shown = (f"{output.line(key, _VALUE)}: {_value(value)}" for key, value in metadata.items())
+    return output.line(" · ".join(shown), _METADATA)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return output.line(", ".join(value), _VALUE)
+    return output.line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), _VALUE)
+
+
+def report(made: Report) -> None:
+    """Measured recall and latency."""
+    console().print(_facts(_measured(made)))
+
+
+def summary(made: Summary) -> None:
+    """What an ingest did, and the recall it ended with."""
+    rows = [_index(made.index)] if made.recall is None else _measured(made.recall)
+    seconds = (f"{stage} {spent:.1f} s" for stage, spent in made.seconds.items() if spent >= 0.05)
+    out = console()
+    out.print(Text(output.safe(str(made)), style="bold"))
+    out.print(_facts([*rows, ("time", ", ".join(seconds) or "under 0.1 s", "")]))
+
+
+def _measured(made: Report) -> list[Fact]:
+    if not made.queries:
+        return [("recall", "nothing to measure: the collection is empty", ""), _index(made.index)]
+    recall = Text(f"{made.recall:.3f}", style="bold green" if made.recall >= _GOOD else "bold yellow")
+    rows: list[Fact] = [
+        (f"recall@{made.k}", recall, f"against exact search on {made.against}"),
+        ("queries", f"{made.queries:,}", made.source),
+        ("latency", f"{made.p50_ms:.1f} ms", f"half of all searches; 95 % within {made.p95_ms:.1f} ms"),
+        ("exact search", f"{made.exact_p50_ms:.1f} ms", f"95 % within {made.exact_p95_ms:.1f} ms"),
+        _index(made.index),
+        ("records", f"{made.rows:,}", ""),
+    ]
+    if made.short:
+        rows.insert(1, ("short", f"{made.short:,}", "searches returned fewer hits than exact search did"))
+    return rows
+
+
+def _index(state: IndexState) -> Fact:
+    return ("index", _state(state), state.detail)
+
+
+def _state(state: IndexState) -> Text:
+    if state.status == "none":
+        return Text("none")
+    if state.status == "ready" and state.used:
+        return Text("in use", style="green")
+    return Text("NOT used" if state.status == "ready" else state.status, style="bold red")
+
+
+def info(url: str, manifest: Manifest, count: int, state: IndexState, sizes: Sizes) -> None:
+    """What a collection is."""
+    space, layout = manifest.space, manifest.layout
+    rows: list[Fact] = [
+        ("collection", Text(manifest.name, style="bold"), ""),
+        ("store", output.safe(url), ""),
+        ("records", f"{count:,}", f"planned for {manifest.rows:,}"),
+        ("vectors", f"{space.dim:,} dimensions, {space.metric}", ""),
+        ("model", output.safe(space.model) if space.model else "not named", ""),
+    ]
+    if space.nested:
+        rows.append(("Matryoshka", ", ".join(f"{size:,}" for size in space.nested), ""))
+    rows += [
+        ("layout", describe(layout, space.dim), ""),
+        _index(state),
+        ("table on disk", human(sizes.table), ""),
+        ("index on disk", human(sizes.index) if sizes.index else "none", ""),
+        ("made by", f"vecbridge {manifest.version}", ""),
+    ]
+    console().print(_facts(rows))
+
+
+def _facts(rows: Iterable[Fact]) -> Table:
+    """Names, values and remarks in columns."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, value, remark in rows:
+        text = Text(output.safe(value)) if isinstance(value, str) else value.copy()
+        if remark:
+            text.append(f"  {output.safe(remark)}", style="dim")
+        table.add_row(name, text)
+    return table
+
+
+def _section(out: Console, title: str, body: RenderableType) -> None:
+    out.print()
+    out.print(Text(title, style="bold"))
+    out.print(Padding(body, (0, 0, 0, 1)))
+
+
+def _bullet(text: str) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row("-", Text(output.safe(text)))
+    return grid
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

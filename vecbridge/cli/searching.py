@@ -1,0 +1,162 @@
+"""search and evaluate."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InputError
+from . import options, output
+
+if TYPE_CHECKING:
+    from ..store import Collection
+    from ..types import Floats, IndexState
+
+WARNED = 4
+# embedders whose models are named after the specification that makes them
+_OWN = re.compile(r"(hashing|wordllama)-(\d+)")
+
+
+def search(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="[URL] COLLECTION TEXT", show_default=False, help=options.PLACE_HELP),
+    ],
+    k: Annotated[int, typer.Option("-k", metavar="N", help="How many hits.")] = 10,
+    where: options.Where = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="What embeds TEXT; known for hashing and wordllama collections."),
+    ] = None,
+    base_url: options.BaseUrl = None,
+    vector: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="Search for this vector; TEXT is left out then.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare with every record: the truth, but slower.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Find the records nearest to a text, or to a vector."""
+    names = ("COLLECTION", "TEXT") if vector is None else ("COLLECTION",)
+    url, name, *text = options.place(words, *names)
+    condition = options.condition(where)
+    query = None if vector is None else _one(vector)
+    from ..store import connect
+
+    with connect(url) as store:
+        collection = store.open(name)
+        model = None
+        if query is None:
+            query, model = _embed(text[0], embedder, base_url, collection)
+        hits = collection.search(query, k=k, where=condition, exact=exact, model=model)
+        at = store.url
+    if as_json:
+        output.write_json(
+            {
+                "url": at,
+                "collection": name,
+                "hits": [
+                    {
+                        "rank": rank,
+                        "score": hit.score,
+                        "id": hit.id,
+                        "document": hit.document,
+                        "metadata": dict(hit.metadata),
+                    }
+                    for rank, hit in enumerate(hits, 1)
+                ],
+            }
+        )
+        return
+    from . import render
+
+    render.hits(hits, filtered=condition is not None)
+
+
+def _embed(
+    text: str, spec: str | None, base_url: str | None, collection: Collection
+) -> tuple[Floats, str | None]:
+    """The query's vector, and the model that made it."""
+    made_by = collection.space.model
+    if spec is None:
+        found = _OWN.fullmatch(made_by or "")
+        if found is None:
+            named = f"made by {made_by}" if made_by else "of an unnamed model"
+            example = f"openai:{made_by}" if made_by else "openai:MODEL"
+            raise InputError(
+                f"the vectors of {collection.name} are {named}, which vecbridge cannot run by itself; say "
+                f"what embeds the text, as --embedder {example}, or search with --vector FILE.npy"
+            )
+        spec = f"{found[1]}:{found[2]}"
+    from ..ingestion.embedders import load
+
+    embedder = load(spec, base_url=base_url)
+    try:
+        return embedder.embed_query(text), embedder.model
+    finally:
+        embedder.close()
+
+
+def _matrix(path: Path) -> Floats:
+    """The array in a .npy file; nothing in it is ever run. Raises InputError."""
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: expected a .npy file with one array of numbers: {error}") from error
+    vectors: Floats = array
+    return vectors
+
+
+def _one(path: Path) -> Floats:
+    array = _matrix(path)
+    if array.ndim == 2 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 1:
+        raise InputError(f"{path}: expected one vector, got an array of shape {array.shape}")
+    return array
+
+
+def evaluate(
+    words: options.Place,
+    k: Annotated[int, typer.Option("-k", metavar="N", help="How many hits are compared.")] = 10,
+    queries: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npy", help="Measure with these vectors, one a row, not with stored ones."),
+    ] = None,
+    sample: Annotated[int, typer.Option(metavar="N", help="How many stored records serve as queries.")] = 100,
+    seed: Annotated[int, typer.Option(metavar="N", help="Chooses which.")] = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Measure recall against exact search, and latency. Ends with 4 if the index is not in use."""
+    url, name = options.place(words, "COLLECTION")
+    vectors = None if queries is None else _matrix(queries)
+    from ..store import connect
+
+    with connect(url) as store:
+        collection = store.open(name)
+        report = collection.evaluate(k=k, queries=vectors, sample=sample, seed=seed)
+        at = store.url
+    if as_json:
+        output.write_json({"url": at, "collection": name, **report.to_dict()})
+    else:
+        from . import render
+
+        render.report(report)
+    if warning := idle(report.index, name):
+        output.say(warning)
+        raise typer.Exit(WARNED)
+
+
+def idle(state: IndexState, name: str) -> str | None:
+    """A warning where the layout has an index and searches do without it."""
+    if state.status == "none" or (state.status == "ready" and state.used):
+        return None
+    what = "not used" if state.status == "ready" else state.status
+    return f"Warning: the index of {name} is {what}, so searches read everything; ingest again to repair it"
