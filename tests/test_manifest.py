@@ -1,0 +1,101 @@
+"""What a collection remembers about itself comes back as it was, or not at all."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from vecbridge.errors import InputError, ManifestError, VecbridgeError
+from vecbridge.manifest import FORMAT, Manifest, check_name
+from vecbridge.reduction import fit
+from vecbridge.testing import LAYOUTS, data
+from vecbridge.testing.layouts import DIM, NESTED
+from vecbridge.types import Layout, Shorten, Space
+
+
+def manifest(layout: Layout) -> Manifest:
+    sample = data.clustered(100, DIM, seed=1)
+    door = inner = None
+    if layout.shorten:
+        door = fit(layout.shorten, source=DIM, metric="cosine", sample=sample)
+    if layout.index and layout.index.shorten and layout.index.shorten.method == "pca":
+        inner = fit(layout.index.shorten, source=DIM, metric="cosine", sample=sample)
+    space = Space(DIM, "cosine", NESTED, 'a "model"\\ \0 é 🦄 \u2028')
+    return Manifest("papers", space, layout, 12_345, door, inner)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_manifest_comes_back_as_it_was(name: str) -> None:
+    made = manifest(LAYOUTS[name])
+    back = Manifest.load(*made.dump())
+    assert back.dump() == made.dump()
+    for field in ("name", "space", "layout", "rows", "version"):
+        assert getattr(back, field) == getattr(made, field)
+    assert back.stored_dim == made.stored_dim
+    sample = data.clustered(5, DIM, seed=2)
+    for one, other in (
+        (made.reduction, back.reduction),
+        (made.index_reduction, back.index_reduction),
+    ):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert one.apply(sample).tobytes() == other.apply(sample).tobytes()
+
+
+def test_the_text_is_plain_ascii_json_without_nul() -> None:
+    text, _ = manifest(Layout()).dump()
+    assert text.isascii()
+    assert "\0" not in text
+    assert json.loads(text)["format"] == FORMAT
+
+
+def test_only_a_fitted_basis_makes_bytes() -> None:
+    assert manifest(Layout(shorten=Shorten("truncate", DIM // 2))).dump()[1] == b""
+    assert len(manifest(LAYOUTS["hnsw pca"]).dump()[1]) == 4 * DIM * (DIM // 2)
+    assert len(manifest(LAYOUTS["pca"]).dump()[1]) == 4 * DIM * (DIM // 2)
+
+
+def test_a_newer_format_is_refused_with_advice() -> None:
+    text, basis = manifest(Layout()).dump()
+    newer = json.dumps({**json.loads(text), "format": FORMAT + 1})
+    with pytest.raises(ManifestError, match=rf"'papers' has manifest format {FORMAT + 1}.*upgrade vecbridge"):
+        Manifest.load(newer, basis)
+
+
+def _damaged() -> list[str]:
+    text = manifest(Layout()).dump()[0]
+    whole: dict[str, Any] = json.loads(text)
+    damaged = ["", "null", "[]", "7", '"text"', "{}", "{", text[:-1], '{"format": null}', '{"format": "1"}']
+    damaged += [json.dumps({key: value for key, value in whole.items() if key != gone}) for gone in whole]
+    for key in ("space", "layout", "reduction"):
+        damaged += [json.dumps({**whole, key: value}) for value in (7, "text", [], {}, {"dim": 3, "new": 1})]
+    return damaged
+
+
+@pytest.mark.parametrize("text", _damaged())
+def test_a_damaged_manifest_is_refused_and_no_other_error_escapes(text: str) -> None:
+    with pytest.raises(ManifestError, match="manifest cannot be read"):
+        Manifest.load(text, b"")
+
+
+def test_a_basis_that_does_not_fit_is_refused() -> None:
+    text, basis = manifest(LAYOUTS["pca"]).dump()
+    with pytest.raises(
+        ManifestError, match=r"expected a basis of 32 x 64 float32 \(8192 bytes\), found 8188"
+    ):
+        Manifest.load(text, basis[:-4])
+
+
+@pytest.mark.parametrize("name", data.BAD_NAMES.values(), ids=data.BAD_NAMES.keys())
+def test_a_bad_name_is_refused(name: object) -> None:
+    with pytest.raises(InputError, match="expected a collection name of 1 to 48 ASCII letters") as caught:
+        check_name(name)
+    assert isinstance(caught.value, VecbridgeError)
+    assert str(caught.value).isascii()
+
+
+@pytest.mark.parametrize("name", data.ODD_NAMES)
+def test_an_odd_name_is_a_name(name: str) -> None:
+    assert check_name(name) == name

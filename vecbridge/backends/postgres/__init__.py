@@ -1,0 +1,297 @@
+"""Collections in PostgreSQL with pgvector: `postgresql://user@host/database?schema=name`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from psycopg import errors as pg
+from psycopg.sql import SQL, Identifier
+
+from ...errors import (
+    CollectionExists,
+    CollectionNotFound,
+    FeatureMissing,
+    Forbidden,
+    ManifestError,
+    StoreError,
+    UrlError,
+)
+from ...limits import Limits, limits
+from ...manifest import Manifest
+from . import sql
+from .address import Address, parse
+from .pool import Connection, Pool
+from .sql import Place
+from .table import Table
+
+__all__ = ["Postgres", "Table", "connect"]
+
+_PATIENCE = "60s"  # for locks that other processes hold while they create, drop or build
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the server says of itself.
+
+    `vector` is the version of pgvector in this database and `home` its schema, None where it is not created;
+    `offered` is the version that the server has at hand.
+    """
+
+    schema: str | None
+    database: str
+    user: str
+    postgres: int
+    encoding: str
+    vector: str | None
+    home: str | None
+    offered: str | None
+
+
+def connect(url: str, *, shown: str | None = None, on_close: Callable[[], None] | None = None) -> Postgres:
+    """The collections in a PostgreSQL database.
+
+    `shown` stands for the URL in messages; `on_close` is called once, by close(). Raises UrlError,
+    Unavailable, Forbidden and FeatureMissing.
+    """
+    address = parse(url, shown=shown)
+    pool = Pool(address)
+    try:
+        return Postgres(
+            address, pool, pool.run(lambda connection: _ask(connection, address.schema)), on_close
+        )
+    except BaseException:
+        pool.close()
+        raise
+
+
+def _ask(connection: Connection, schema: str | None) -> _Facts:
+    row = connection.execute(
+        "SELECT coalesce(%s::text, current_schema()), current_database(), current_user,"
+        " current_setting('server_version_num')::int / 10000, current_setting('server_encoding'),"
+        " e.extversion, n.nspname,"
+        " (SELECT default_version FROM pg_available_extensions WHERE name = 'vector')"
+        " FROM (SELECT) AS one LEFT JOIN pg_extension e ON e.extname = 'vector'"
+        " LEFT JOIN pg_namespace n ON n.oid = e.extnamespace",
+        [schema],
+    ).fetchone()
+    assert row is not None
+    return _Facts(*row)
+
+
+class Postgres:
+    """One database, or one schema of it, that holds collections. Safe to use from several threads."""
+
+    def __init__(
+        self, address: Address, pool: Pool, facts: _Facts, on_close: Callable[[], None] | None
+    ) -> None:
+        if facts.vector is None and facts.offered is None:
+            raise FeatureMissing(
+                f"{address.shown}: pgvector is not installed on this server (PostgreSQL {facts.postgres}); "
+                f"install its package, such as postgresql-{facts.postgres}-pgvector on Debian, then run "
+                f"CREATE EXTENSION vector; in database {facts.database}"
+            )
+        if facts.schema is None:
+            raise UrlError(
+                f"{address.shown}: the search_path names no schema that exists; add ?schema= to the URL"
+            )
+        self._address = address
+        self._pool = pool
+        self._facts = facts
+        self._schema = facts.schema
+        self._on_close = on_close
+
+    def __repr__(self) -> str:
+        return f"<Postgres {self.url}>"
+
+    @property
+    def url(self) -> str:
+        """Where this is, without password."""
+        return self._address.shown
+
+    def limits(self) -> Limits:
+        """What this very server can store and index, or will once its pgvector is created here."""
+        return limits(f"pgvector@{self._facts.vector or self._facts.offered}")
+
+    @property
+    def _place(self) -> Place:
+        return Place(self._schema, self._facts.home or "public")
+
+    def names(self) -> list[str]:
+        """The collections here, sorted."""
+        statement = SQL("SELECT name FROM {}").format(self._place.catalogue)
+
+        def fetch(connection: Connection) -> list[str]:
+            try:
+                return sorted(row[0] for row in connection.execute(statement))
+            except pg.UndefinedTable:
+                return []
+
+        return self._pool.run(fetch)
+
+    def create(self, manifest: Manifest) -> Table:
+        """A new, empty collection; all of it or nothing.
+
+        Raises CollectionExists, Forbidden, FeatureMissing, Busy.
+        """
+
+        def work(connection: Connection) -> None:
+            with connection.transaction():
+                self._lock(connection, manifest.name)
+                self._prepare(connection)
+                self._check(manifest)
+                self._insert(connection, manifest)
+
+        self._pool.run(work)
+        return self._table(manifest)
+
+    def _lock(self, connection: Connection, name: str) -> None:
+        # the collection's before the catalogue's: who waits for a build must not keep others waiting
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", [_PATIENCE])
+        for key in (self._place.lock(name), self._place.lock()):
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [key])
+
+    def _prepare(self, connection: Connection) -> None:
+        """The schema, the extension and the catalogue, where they are missing."""
+        facts = _ask(connection, self._schema)
+        if facts.encoding != "UTF8":
+            raise StoreError(
+                f"{self.url}: database {facts.database} is encoded in {facts.encoding}, which does not hold "
+                f"every text; make one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+            )
+        exists = connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", [self._schema]).fetchone()
+        if exists is None:
+            connection.execute(SQL("CREATE SCHEMA {}").format(Identifier(self._schema)))
+        if facts.vector is None:
+            self._install(connection, facts)
+            facts = _ask(connection, self._schema)
+        self._facts = facts
+        connection.execute(sql.create_catalogue(self._place))
+
+    def _install(self, connection: Connection, facts: _Facts) -> None:
+        if facts.offered is None:
+            raise FeatureMissing(f"{self.url}: pgvector is no longer installed on this server")
+        try:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        except pg.InsufficientPrivilege as error:
+            raise Forbidden(
+                f"{self.url}: pgvector {facts.offered} is available, but user {facts.user} may not create "
+                f"the extension; have a superuser run CREATE EXTENSION vector; in database {facts.database}"
+            ) from error
+
+    def _check(self, manifest: Manifest) -> None:
+        if reason := self.limits().objection(manifest.space, manifest.layout):
+            facts = self._facts
+            newer = facts.offered is not None and facts.offered != facts.vector
+            hint = f"; ALTER EXTENSION vector UPDATE; brings {facts.offered}" if newer else ""
+            raise FeatureMissing(f"{self.url}: {reason}{hint}")
+
+    def _insert(self, connection: Connection, manifest: Manifest) -> None:
+        text, basis = manifest.dump()
+        added = connection.execute(
+            SQL(
+                "INSERT INTO {} (name, manifest, basis) VALUES (%s, %s, %b) ON CONFLICT DO NOTHING "
+                "RETURNING name"
+            ).format(self._place.catalogue),
+            [manifest.name, text, basis],
+        ).fetchone()
+        if added is None:
+            raise CollectionExists(
+                f"collection {manifest.name!r} is in {self.url} already; open it, drop it, "
+                f"or take another name"
+            )
+        try:
+            for statement in sql.create_table(manifest, self._place):
+                connection.execute(statement)
+        except pg.DuplicateTable as error:
+            raise CollectionExists(
+                f"{self.url} has a table {sql.table_name(manifest.name)} that is no collection's; "
+                f"rename it, or take another name than {manifest.name!r}"
+            ) from error
+
+    def open(self, name: str) -> Table:
+        """The collection of this name, after comparing what is really there with its manifest.
+
+        Raises CollectionNotFound, ManifestError.
+        """
+
+        def fetch(connection: Connection) -> Manifest:
+            if self._facts.home is None:
+                self._facts = _ask(connection, self._schema)
+            row = self._entry(connection, name)
+            manifest = Manifest.load(*row)
+            self._compare(connection, manifest)
+            return manifest
+
+        return self._table(self._pool.run(fetch))
+
+    def _entry(self, connection: Connection, name: str) -> tuple[str, bytes]:
+        statement = SQL("SELECT manifest, basis FROM {} WHERE name = %s").format(self._place.catalogue)
+        try:
+            row = connection.execute(statement, [name], binary=True).fetchone()
+        except pg.UndefinedTable:
+            row = None
+        if row is None:
+            raise CollectionNotFound(f"there is no collection {name!r} in {self.url}")
+        return row[0], row[1]
+
+    def _compare(self, connection: Connection, manifest: Manifest) -> None:
+        rows = connection.execute(
+            "SELECT a.attname, t.typname, a.atttypmod, a.attstorage::text FROM pg_class c"
+            " JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid"
+            " JOIN pg_type t ON t.oid = a.atttypid"
+            " WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped",
+            [self._schema, sql.table_name(manifest.name)],
+        ).fetchall()
+        there = {name: (type, dim, storage) for name, type, dim, storage in rows}
+        if not there:
+            raise ManifestError(
+                f"collection {manifest.name!r} in {self.url} has lost its table "
+                f"{sql.table_name(manifest.name)}; restore it from a backup, or drop the collection"
+            )
+        others = {"id": "text", "digest": "bytea", "document": "text", "metadata": "jsonb"}
+        wrong = [
+            f"{name} is {there[name][0] if name in there else 'missing'}, expected {type}"
+            for name, type in others.items()
+            if name not in there or there[name][0] != type
+        ]
+        for column in sql.vector_columns(manifest):
+            expected = (column.type, column.dim, "p" if column.inline else "e")
+            if (found := there.get(column.name)) != expected:
+                wrong.append(f"{column.name} is {_column(found)}, expected {_column(expected)}")
+        if wrong:
+            raise ManifestError(
+                f"table {sql.table_name(manifest.name)} in {self.url} is not as its manifest says: "
+                f"{'; '.join(wrong)}"
+            )
+
+    def drop(self, name: str) -> None:
+        """Delete the collection and everything in it. Raises CollectionNotFound, Busy."""
+
+        def work(connection: Connection) -> None:
+            with connection.transaction():
+                self._lock(connection, name)
+                self._entry(connection, name)
+                connection.execute(SQL("DROP TABLE IF EXISTS {}").format(self._place.table(name)))
+                connection.execute(
+                    SQL("DELETE FROM {} WHERE name = %s").format(self._place.catalogue), [name]
+                )
+
+        self._pool.run(work)
+
+    def _table(self, manifest: Manifest) -> Table:
+        return Table(self._pool, self._place, manifest, iterative=self.limits().has("iterative scan"))
+
+    def close(self) -> None:
+        """Give back the connections. May be called twice."""
+        self._pool.close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+
+
+def _column(found: tuple[str, int, str] | None) -> str:
+    if found is None:
+        return "missing"
+    storage = {"p": "PLAIN", "e": "EXTERNAL", "x": "EXTENDED", "m": "MAIN"}.get(found[2], found[2])
+    return f"{found[0]}({found[1]}) {storage}"

@@ -1,0 +1,292 @@
+"""SQL for a collection, from its manifest alone: no connection, no values.
+
+Everything of pgvector's is named with its schema, so that nothing depends on the search path. Names with a
+`$` are ours: no collection's name holds one, so that no collection's table can take them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from psycopg.sql import SQL, Composable, Composed, Identifier, Placeholder
+from psycopg.sql import Literal as Value
+
+from ...limits import has_copy, largest_inline
+from ...manifest import Manifest
+from ...types import Element, Index, Metric
+
+CATALOGUE = "vecbridge$collections"
+STAGING = "vecbridge$staging"
+PAGE = 8_160  # PostgreSQL's MaxHeapTupleSize
+
+Type = Literal["vector", "halfvec", "bit"]
+
+_TYPES: dict[Element, Type] = {"float32": "vector", "float16": "halfvec", "bit": "bit"}
+_OPERATORS = {"cosine": "<=>", "ip": "<#>", "l2": "<->", "hamming": "<~>"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where things are: `schema` of our tables, `home` of the extension."""
+
+    schema: str
+    home: str
+
+    def table(self, name: str) -> Identifier:
+        """The table of a collection."""
+        return Identifier(self.schema, f"vecbridge_{name}")
+
+    def index(self, name: str) -> Identifier:
+        """The search index of a collection."""
+        return Identifier(self.schema, index_name(name))
+
+    @property
+    def catalogue(self) -> Identifier:
+        """The table of manifests."""
+        return Identifier(self.schema, CATALOGUE)
+
+    def type(self, type: Type, dim: int | None = None) -> Composed:
+        """A type, with its dimensions where given: `halfvec(3584)`."""
+        # unquoted, bit means bit(1)
+        name = SQL('pg_catalog."bit"') if type == "bit" else Identifier(self.home, type)
+        return SQL("{}({})").format(name, Value(dim)) if dim else SQL("{}").format(name)
+
+    def lock(self, name: str = "") -> int:
+        """The advisory lock of a collection, or of the catalogue: 64 bits, signed."""
+        text = f"vecbridge\0{self.schema if name else ''}\0{name}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def type_of(element: Element) -> Type:
+    """The type that holds an element."""
+    return _TYPES[element]
+
+
+def table_name(name: str) -> str:
+    """The table of a collection, without its schema."""
+    return f"vecbridge_{name}"
+
+
+def index_name(name: str) -> str:
+    """The search index of a collection: at most 62 bytes, PostgreSQL cuts at 63."""
+    return f"vecbridge_{name}$idx"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of vectors; `inline`: within its row's page (STORAGE PLAIN), else beside it (EXTERNAL)."""
+
+    name: str
+    type: Type
+    dim: int
+    inline: bool
+
+
+def stored(manifest: Manifest) -> Column:
+    """The column of the stored vectors."""
+    layout = manifest.layout
+    return Column("embedding", _TYPES[layout.element], manifest.stored_dim, layout.inline)
+
+
+def copied(manifest: Manifest) -> Column | None:
+    """The column of what is searched, where that is no expression of the stored vector, else None."""
+    layout, index = manifest.layout, manifest.layout.index
+    if index is None or not has_copy(layout):
+        return None
+    dim = layout.index_dim(manifest.space.dim)
+    inline = not layout.inline and dim <= largest_inline(layout, PAGE)
+    return Column("short", _TYPES[index.element], dim, inline)
+
+
+def vector_columns(manifest: Manifest) -> list[Column]:
+    """The stored vectors, and what is searched instead where it has a column of its own."""
+    copy = copied(manifest)
+    return [stored(manifest)] if copy is None else [stored(manifest), copy]
+
+
+def columns(manifest: Manifest) -> list[str]:
+    """Every column of the table in its order."""
+    vectors = [column.name for column in vector_columns(manifest)]
+    return ["id", *vectors, "digest", "document", "metadata"]
+
+
+def create_catalogue(place: Place) -> Composed:
+    """The table of manifests, where it is missing."""
+    return SQL(
+        'CREATE TABLE IF NOT EXISTS {} (name text COLLATE "C" PRIMARY KEY, manifest text NOT NULL, '
+        "basis bytea NOT NULL, created timestamptz NOT NULL DEFAULT now())"
+    ).format(place.catalogue)
+
+
+def create_table(manifest: Manifest, place: Place) -> list[Composed]:
+    """The table of a collection.
+
+    `id` and `metadata` are STORAGE MAIN: beside an inline vector, PostgreSQL would else move them out of the
+    row, where a filter over them took 2.4 times as long (measured). Statistics on vectors serve nobody.
+    """
+    table = place.table(manifest.name)
+    vectors = vector_columns(manifest)
+    declared = [
+        SQL("{} {} NOT NULL").format(Identifier(column.name), place.type(column.type, column.dim))
+        for column in vectors
+    ]
+    create = SQL(
+        'CREATE TABLE {} (id text COLLATE "C" CONSTRAINT {} PRIMARY KEY, {}, digest bytea, document text, '
+        "metadata jsonb NOT NULL)"
+    ).format(table, Identifier(f"vecbridge_{manifest.name}$key"), SQL(", ").join(declared))
+    settings = [
+        SQL("ALTER {0} SET STORAGE {1}, ALTER {0} SET STATISTICS 0").format(
+            Identifier(column.name), SQL("PLAIN" if column.inline else "EXTERNAL")
+        )
+        for column in vectors
+    ]
+    # not in CREATE TABLE, which takes STORAGE from PostgreSQL 16 on only
+    alter = SQL("ALTER TABLE {} ALTER id SET STORAGE MAIN, ALTER metadata SET STORAGE MAIN, {}").format(
+        table, SQL(", ").join(settings)
+    )
+    return [create, alter]
+
+
+def indexed(manifest: Manifest) -> Index | None:
+    """The approximate index of a layout; None where every search scans."""
+    index = manifest.layout.index
+    return index if index and index.kind != "scan" else None
+
+
+def _searched_metric(manifest: Manifest, index: Index) -> str:
+    if index.element == "bit":
+        return "hamming"
+    # a prefix has another length than the whole; cosine makes it a unit vector in passing
+    if index.shorten and index.shorten.method == "truncate":
+        return "cosine"
+    return manifest.space.metric
+
+
+def _searched(manifest: Manifest, place: Place, index: Index) -> Composable:
+    """What an index holds of a row, exactly as the index and every query must spell it."""
+    if (copy := copied(manifest)) is not None:
+        return Identifier(copy.name)
+    column = stored(manifest)
+    type, dim = _TYPES[index.element], manifest.layout.index_dim(manifest.space.dim)
+    expression: Composable = Identifier(column.name)
+    if index.shorten:
+        expression = SQL("{}({}, 1, {})").format(
+            Identifier(place.home, "subvector"), expression, Value(index.shorten.dim)
+        )
+    if type == "bit":
+        expression = SQL("{}({})").format(Identifier(place.home, "binary_quantize"), expression)
+    if index.shorten or type != column.type:
+        expression = SQL("({}::{})").format(expression, place.type(type, dim))
+    return expression
+
+
+def create_index(
+    manifest: Manifest, place: Place, *, lists: int | None = None, concurrently: bool = False
+) -> Composed:
+    """The search index; `lists` overrules the layout's where there are too few rows for them."""
+    index = indexed(manifest)
+    assert index is not None
+    return SQL("CREATE INDEX {}{} ON {} USING {} ({} {}) WITH ({})").format(
+        SQL("CONCURRENTLY " if concurrently else ""),
+        Identifier(index_name(manifest.name)),
+        place.table(manifest.name),
+        SQL(index.kind),
+        _searched(manifest, place, index),
+        Identifier(place.home, _opclass(manifest, index)),
+        SQL(", ").join(
+            SQL("{} = {}").format(SQL(name), Value(value)) for name, value in options(index, lists).items()
+        ),
+    )
+
+
+def options(index: Index, lists: int | None = None) -> dict[str, int]:
+    """The parameters that an index is built with."""
+    if index.kind == "hnsw":
+        return {"m": index.m, "ef_construction": index.ef_construction}
+    return {"lists": lists or max(index.lists, 1)}
+
+
+def definition(manifest: Manifest, place: Place) -> tuple[str, str, str]:
+    """Method, operator class and `plain` expression of the search index."""
+    index = indexed(manifest)
+    assert index is not None
+    expression = plain(_searched(manifest, place, index).as_string(None), place)
+    return index.kind, _opclass(manifest, index), expression
+
+
+def _opclass(manifest: Manifest, index: Index) -> str:
+    return f"{_TYPES[index.element]}_{_searched_metric(manifest, index)}_ops"
+
+
+def plain(expression: str, place: Place) -> str:
+    """An expression without what the server may print or leave out: quotes, parentheses, spaces, schemas."""
+
+    def bare(text: str) -> str:
+        return text.translate(str.maketrans("", "", '"() '))
+
+    return bare(expression).replace(f"{bare(place.home)}.", "").replace("pg_catalog.", "")
+
+
+def _distance(column: Composable, metric: str, parameter: Composable, place: Place) -> Composed:
+    return SQL("{} OPERATOR({}.{}) {}").format(
+        column, Identifier(place.home), SQL(_OPERATORS[metric]), parameter
+    )
+
+
+def search(
+    manifest: Manifest, place: Place, *, k: int, candidates: int | None, where: Composable | None
+) -> Composed:
+    """The k nearest as rows of id, document, metadata and distance; parameters `q`, and `s` with an index.
+
+    `candidates`: how many come from the index before they are ordered exactly; None scans exactly.
+    `q` is the query as the stored type, `s` as the index's: a parameter of another type would make the server
+    cast the column instead, and the index would not be used. "+ 0" keeps the planner from taking a relaxed
+    scan for sorted (PostgreSQL 17 and later), and from using the index where the scan is to be exact.
+    """
+    table, column = place.table(manifest.name), stored(manifest)
+    condition = SQL("") if where is None else SQL(" WHERE {}").format(where)
+    whole = SQL("{}::{}").format(Placeholder("q", format="b"), place.type(column.type))
+    exact = _distance(Identifier(column.name), manifest.space.metric, whole, place)
+    index = manifest.layout.index
+    if candidates is None or index is None:
+        return SQL(
+            "SELECT id, document, metadata, ({}) + 0 AS distance FROM {}{} ORDER BY distance, id LIMIT {}"
+        ).format(exact, table, condition, Value(k))
+    asked = SQL("{}::{}").format(Placeholder("s", format="b"), place.type(_TYPES[index.element]))
+    near = _distance(_searched(manifest, place, index), _searched_metric(manifest, index), asked, place)
+    return SQL(
+        "WITH candidates AS MATERIALIZED (SELECT id, {}, document, metadata FROM {}{} ORDER BY {} LIMIT {}) "
+        "SELECT id, document, metadata, ({}) + 0 AS distance FROM candidates ORDER BY distance, id LIMIT {}"
+    ).format(Identifier(column.name), table, condition, near, Value(candidates), exact, Value(k))
+
+
+def settings(index: Index | None, *, candidates: int, filtered: bool, iterative: bool) -> dict[str, str]:
+    """What a search sets for its own transaction.
+
+    `iterative`: the server can go on scanning where too few rows match (pgvector 0.8).
+    """
+    wanted = {"jit": "off"}
+    if index is None or index.kind == "scan":
+        return wanted
+    if index.kind == "hnsw":
+        # 40 is pgvector's default; 1,000 its maximum
+        width = min(max(index.ef_search or 40, candidates), 1_000)
+        wanted["hnsw.ef_search"] = str(width)
+        if iterative:
+            wanted["hnsw.iterative_scan"] = "relaxed_order"
+            wanted["hnsw.max_scan_tuples"] = str(max(20_000, 4 * candidates))
+    else:
+        wanted["ivfflat.probes"] = str(max(index.probes, 1))
+        if iterative:
+            wanted["ivfflat.iterative_scan"] = "relaxed_order"
+    if not filtered:
+        # a small table would be scanned; with a filter that may be the better plan
+        wanted["enable_seqscan"] = "off"
+    return wanted
+
+
+def score(metric: Metric, distance: float) -> float:
+    """Distance as score, larger for nearer."""
+    return 1.0 - distance if metric == "cosine" else -distance

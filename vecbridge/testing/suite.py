@@ -1,0 +1,18 @@
+"""The whole contract of a store in one class."""
+
+from __future__ import annotations
+
+from .filtering import FilterTests
+from .lifecycle import LifecycleTests
+from .records import RecordTests
+from .refusals import RefusalTests
+from .searching import SearchTests
+from .sharing import SharingTests
+
+
+class StoreSuite(LifecycleTests, RecordTests, SearchTests, FilterTests, RefusalTests, SharingTests):
+    """Every test that a store must pass. Override the fixture `places`; list known failures in `expected`.
+
+    Parts can be subclassed alone: `LifecycleTests`, `RecordTests`, `SearchTests`, `FilterTests`,
+    `RefusalTests`, `SharingTests`.
+    """
