@@ -116,6 +116,7 @@ def test_half_precision_ends_below_65520_and_above_1e_7() -> None:
     with pytest.raises(VectorError, match=r"^row 0 of vectors has no component above 9e-08; .* below 1e-7"):
         checks.check_half(np.array([[9e-8, 0], [1, 1]], np.float32))
     checks.check_half(np.empty((0, 3), np.float32))
+    checks.check_half(np.array([[9e-8, 0]], np.float32), vanishing=True)
 
 
 @pytest.mark.parametrize(

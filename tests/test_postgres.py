@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import multiprocessing
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -620,46 +620,30 @@ def starting(folder: str, refusals: int) -> Iterator[int]:
     """A port that says what a server says while it starts, so many times, and then leads to the real one."""
     message = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
     refusal = b"E" + struct.pack(">i", len(message) + 4) + message
-    left = [refusals]
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if left[0]:
-            left[0] -= 1
-            await reader.read(4096)
-            writer.write(refusal)
-            await writer.drain()
-            writer.close()
-            return
-        inner, outer = await asyncio.open_unix_connection(f"{folder}/.s.PGSQL.5432")
-        await asyncio.gather(_pass_on(reader, outer), _pass_on(inner, writer))
+    def serve() -> None:
+        for _ in range(refusals):
+            with listener.accept()[0] as client:
+                client.recv(4096)
+                client.sendall(refusal)
+        with listener.accept()[0] as client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(f"{folder}/.s.PGSQL.5432")
+            back = threading.Thread(target=_pass_on, args=(server, client))
+            back.start()
+            _pass_on(client, server)
+            back.join(10)
 
-    async def listen() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        async with server:
-            port.append(server.sockets[0].getsockname()[1])
-            ready.set()
-            await stop.wait()
-
-    port: list[int] = []
-    ready = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(listen()))
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield port[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
         thread.join(10)
-        loop.close()
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
+def _pass_on(one: socket.socket, other: socket.socket) -> None:
+    while data := one.recv(65_536):
+        other.sendall(data)
+    other.shutdown(socket.SHUT_WR)
 
 
 def test_a_server_that_is_still_starting_is_waited_for(pg: str) -> None:

@@ -134,6 +134,15 @@ def test_filter_keys_and_values_travel_as_parameters() -> None:
     assert sorted(map(str, values.values())) == sorted(map(str, carried))
 
 
+def test_text_is_compared_by_code_point_whatever_the_databases_language() -> None:
+    for condition in ({"a": {"$lt": "b"}}, {"a.b": {"$gte": "b"}}):
+        text = compile(parse(condition))[0].as_string(None)
+        # once for a text, once for the elements of a list
+        assert text.count(""" #>> '{}') COLLATE "C" """) == 2
+    create = sql.create_table(manifest(Layout()), PLACE)[0].as_string(None)
+    assert '(id text COLLATE "C" ' in create
+
+
 def test_ten_thousand_choices_are_one_parameter() -> None:
     _, values = compile(parse({"a": {"$in": [*range(10_000), None]}}))
     assert len(values) <= 3
@@ -181,7 +190,7 @@ def test_copy_goes_in_pieces_of_at_most_64_KiB_whatever_the_documents() -> None:
     vectors = np.zeros((50, 700), np.float32)
     documents = ["x" * (200_000 if row == 7 else row) for row in range(50)]
     batch = Batch([str(row) for row in range(50)], vectors, documents, [{}] * 50, [None] * 50)
-    pieces = list(copy.blocks(batch, range(50), [copy.fields(vectors, "vector")]))
+    pieces = list(copy.blocks(batch, list(range(50)), [(vectors, "vector")]))
     assert max(map(len, pieces)) <= 65_536
     whole = b"".join(pieces)
     assert whole.startswith(b"PGCOPY\n\xff\r\n\0")

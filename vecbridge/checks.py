@@ -93,14 +93,16 @@ def _floats(value: ArrayLike, what: str) -> np.ndarray[Any, np.dtype[Any]]:
 
 
 def _fit(matrix: np.ndarray[Any, np.dtype[Any]], metric: Metric, what: str) -> Floats:
+    with np.errstate(over="ignore", under="ignore"):
+        single = np.ascontiguousarray(matrix, dtype=np.float32)
+    if _ordinary(_squares(single), metric):
+        return single
     if not (finite := np.isfinite(matrix)).all():
         row, column = np.argwhere(~finite)[0]
         raise VectorError(
             f"{_row(what, int(row), len(matrix))} holds {matrix[row, column]} at component {column}; "
             f"only finite numbers can be stored and compared"
         )
-    with np.errstate(over="ignore", under="ignore"):
-        single = np.ascontiguousarray(matrix, dtype=np.float32)
     if matrix.dtype != np.float32 and not (finite := np.isfinite(single)).all():
         row, column = np.argwhere(~finite)[0]
         raise VectorError(
@@ -111,8 +113,26 @@ def _fit(matrix: np.ndarray[Any, np.dtype[Any]], metric: Metric, what: str) -> F
     return single
 
 
+def _squares(matrix: Floats) -> Floats:
+    """Squared length of each row in float32: one fast pass, which NaN and infinity do not survive."""
+    with np.errstate(all="ignore"):
+        squares: Floats = np.einsum("ij,ij->i", matrix, matrix)
+    return squares
+
+
+def _ordinary(squares: Floats, metric: Metric) -> bool:
+    """Whether squared lengths are so far from every limit that no row needs a closer look."""
+    if not len(squares):
+        return True
+    low, high = float(squares.min()), float(squares.max())
+    # false for NaN, too
+    return high < 1e37 and (metric != "cosine" or low > 1e-37)
+
+
 def check_lengths(matrix: Floats, metric: Metric, what: str) -> None:
     """Raise VectorError for rows that are too long for float32 arithmetic, or zero under cosine."""
+    if _ordinary(_squares(matrix), metric):
+        return
     norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
     if len(too_long := np.flatnonzero(norms > LONGEST)):
         row = int(too_long[0])
@@ -133,8 +153,15 @@ def check_lengths(matrix: Floats, metric: Metric, what: str) -> None:
         )
 
 
-def check_half(matrix: Floats, what: str = "vectors") -> None:
-    """Raise VectorError for rows that half precision cannot hold: too large, or vanishing altogether."""
+def check_half(matrix: Floats, what: str = "vectors", *, vanishing: bool = False) -> None:
+    """Raise VectorError for rows that half precision cannot hold: too large, or vanishing altogether.
+
+    `vanishing`: a row may vanish, as the projection of a vector rightly does that lies across it.
+    """
+    squares = _squares(matrix)
+    # no component is longer than its row, and the largest is at least an equal share of it
+    if len(squares) and squares.max() < 1e9 and squares.min() > 1e-13 * matrix.shape[1]:
+        return
     largest = np.maximum(matrix.max(axis=1, initial=0), -matrix.min(axis=1, initial=0))
     if len(over := np.flatnonzero(largest >= HALF_MAX)):
         row = int(over[0])
@@ -143,7 +170,7 @@ def check_half(matrix: Floats, what: str = "vectors") -> None:
             f"keeps half precision, which ends below 65,520; normalise the vectors, or create the "
             f"collection with a layout in float32"
         )
-    if len(under := np.flatnonzero((largest < HALF_MIN) & (largest > 0))):
+    if not vanishing and len(under := np.flatnonzero((largest < HALF_MIN) & (largest > 0))):
         row = int(under[0])
         raise VectorError(
             f"{_row(what, row, len(matrix))} has no component above {largest[row]:.2g}; this collection "
@@ -218,11 +245,12 @@ def _object(value: Metadata | None, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise MetadataError(f"expected {where} as an object with text keys, got {type(value).__name__}")
-    plain: dict[str, Any] = _json(value, where, 0)
-    # every character is at least a byte, so most objects are known to be small without encoding them
+    weight = _Weight()
+    plain: dict[str, Any] = _json(value, where, 0, weight)
+    # a character is at most 6 bytes of JSON, so most objects are known to be small without encoding them
     if (
-        len(text := json.dumps(plain, ensure_ascii=False)) > METADATA_BYTES // 4
-        and (size := len(text.encode())) > METADATA_BYTES
+        6 * weight.total > METADATA_BYTES
+        and (size := len(json.dumps(plain, ensure_ascii=False).encode())) > METADATA_BYTES
     ):
         raise MetadataError(
             f"expected {where} of up to {METADATA_BYTES:,} bytes as JSON, got {size:,}; "
@@ -231,13 +259,24 @@ def _object(value: Metadata | None, where: str) -> dict[str, Any]:
     return plain
 
 
-def _json(value: Any, where: str, depth: int) -> Any:
+class _Weight:
+    """At least the number of characters that an object has as JSON, counted while it is checked."""
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
+
+
+def _json(value: Any, where: str, depth: int, weight: _Weight) -> Any:
+    weight.total += 32  # more than any number with its punctuation
     if depth > METADATA_DEPTH:
         raise MetadataError(f"expected {where} nested up to {METADATA_DEPTH} levels deep, it is deeper")
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
         _check_text(value, where)
+        weight.total += len(value)
         return value
     if isinstance(value, int):
         if not -(2**63) <= value < 2**63:
@@ -255,10 +294,11 @@ def _json(value: Any, where: str, depth: int) -> Any:
             if not isinstance(key, str):
                 raise MetadataError(f"expected text keys in {where}, got {type(key).__name__}")
             _check_text(key, where)
-            plain[key] = _json(element, where, depth + 1)
+            weight.total += len(key)
+            plain[key] = _json(element, where, depth + 1, weight)
         return plain
     if isinstance(value, list | tuple):
-        return [_json(element, where, depth + 1) for element in value]
+        return [_json(element, where, depth + 1, weight) for element in value]
     raise MetadataError(
         f"expected text, numbers, true, false, null, lists or objects in {where}, got "
         f"{type(value).__name__}; JSON cannot hold it"

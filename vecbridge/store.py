@@ -212,7 +212,7 @@ class Collection:
         if not names:
             return 0
         stored = self._stored(matrix, "vectors")
-        short = evaluate.index_queries(self.manifest, stored)
+        short = self._short(stored, "vectors")
         self._table.write(Batch(names, stored, texts, objects, marks, short))
         return len(names)
 
@@ -224,6 +224,13 @@ class Collection:
         if self.layout.half:
             checks.check_half(matrix, what)
         return matrix
+
+    def _short(self, stored: Floats, what: str) -> Floats | None:
+        """What an index on a projection holds of them; one component may take up a vector's whole length."""
+        short = evaluate.index_queries(self.manifest, stored)
+        if short is not None and self.layout.half:
+            checks.check_half(short, f"{what}, once projected for the index,", vanishing=True)
+        return short
 
     def search(
         self,
@@ -263,7 +270,7 @@ class Collection:
         if not len(queries):
             return []
         stored = self._stored(queries, "queries")
-        short = evaluate.index_queries(self.manifest, stored)
+        short = self._short(stored, "queries")
         return self._table.search(stored, short, k=wanted, where=condition, exact=exact)
 
     def get(self, ids: Iterable[str]) -> Batch:

@@ -11,7 +11,9 @@ import pytest
 from ..errors import DimensionMismatch, InputError, MetadataError, PlanError, VecbridgeError, VectorError
 from ..store import Collection, Store
 from ..types import Layout
+from . import data
 from .base import METRICS, Base, content
+from .layouts import DIM, LAYOUTS, space
 
 Call = Callable[[Collection], object]
 OK = [[1.0, 2.0, 3.0]]
@@ -213,3 +215,16 @@ class RefusalTests(Base):
         assert half.get(["ok"]).vectors.tolist() == [[65_504, 0, -1]]
         half.upsert(["zero"], [[0, 0, 0]])
         assert [hit.id for hit in half.search([0, 0, 0], k=1)] == ["zero"]
+
+    def test_what_only_the_projection_makes_too_large_is_refused(self, store: Store) -> None:
+        """A vector whose components are all small enough can lie along one axis of a projection."""
+        layout, sample = LAYOUTS["hnsw pca float16"], data.clustered(100, DIM, seed=20)
+        if reason := store.limits.objection(space("ip"), layout):
+            pytest.skip(reason)
+        collection = store.create("papers", dim=DIM, metric="ip", layout=layout, sample=sample + 1)
+        collection.upsert(["ok"], [[1.0] * DIM])
+        with pytest.raises(VectorError, match=r"row 1 of vectors, once projected .* below 65,520"):
+            collection.upsert(["ok", "new"], [[1.0] * DIM, [60_000.0] * DIM])
+        with pytest.raises(VectorError, match=r"row 0 of queries, once projected .* below 65,520"):
+            collection.search([60_000.0] * DIM)
+        assert list(content(collection, ["ok", "new"])) == ["ok"]

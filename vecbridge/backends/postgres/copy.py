@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # from 128 KiB on, libpq moves what it has not sent yet again and again
 PIECE = 65_536
+_TOGETHER = 64  # rows whose vectors are encoded at once
 _START = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _END = b"\xff\xff"
 _NULL = b"\xff\xff\xff\xff"
@@ -87,18 +88,26 @@ def _written_out(found: re.Match[str]) -> str:
     return f"{int(float(found[1]))}.0" if found[1] else found[0]
 
 
-def blocks(batch: Batch, order: Sequence[int], vectors: Sequence[NDArray[np.uint8]]) -> Iterator[memoryview]:
-    """The whole COPY in pieces of at most 64 KiB, rows in `order`; `vectors` are its columns' fields."""
-    joined = vectors[0] if len(vectors) == 1 else np.hstack(vectors)
-    count = struct.pack(">h", 4 + len(vectors))  # id, digest, document and metadata
+def blocks(
+    batch: Batch, order: Sequence[int], columns: Sequence[tuple[Floats, Type]]
+) -> Iterator[memoryview]:
+    """The whole COPY in pieces of at most 64 KiB, rows in `order`; `columns` are its vectors and their types.
+
+    Made while it is asked for: the server reads what came before.
+    """
+    count = struct.pack(">h", 4 + len(columns))  # id, digest, document and metadata
     pieces, size = [_START], 0
-    for row in order:
-        record = b"".join((count, _text(batch.ids[row]), joined[row].data, _rest(batch, row)))
-        if size + len(record) > PIECE:
-            yield from _cut(b"".join(pieces))
-            pieces, size = [], 0
-        pieces.append(record)
-        size += len(record)
+    for start in range(0, len(order), _TOGETHER):
+        rows = order[start : start + _TOGETHER]
+        encoded = [fields(matrix[rows], type) for matrix, type in columns]
+        for at, row in enumerate(rows):
+            vectors = (field[at].data for field in encoded)
+            record = b"".join((count, _text(batch.ids[row]), *vectors, _rest(batch, row)))
+            if size + len(record) > PIECE:
+                yield from _cut(b"".join(pieces))
+                pieces, size = [], 0
+            pieces.append(record)
+            size += len(record)
     yield from _cut(b"".join([*pieces, _END]))
 
 

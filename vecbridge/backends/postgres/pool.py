@@ -148,20 +148,16 @@ class Pool:
             connection.close()
 
     def _connect(self, *, patience: float) -> Connection:
-        params = {
-            "connect_timeout": _TIMEOUT,
-            "application_name": "vecbridge",
-            **self._address.params,
-            "client_encoding": "utf8",
-        }
-        text = make_conninfo(**params)
+        defaults = {"connect_timeout": _TIMEOUT, "application_name": "vecbridge"}
+        text = make_conninfo(**{**defaults, **self._address.params, "client_encoding": "utf8"})
         began = time.monotonic()
         while True:
             try:
                 return psycopg.connect(text, autocommit=True, prepare_threshold=self._prepare)
             except psycopg.OperationalError as error:
-                # asked this way because the message is in the server's language
-                starting = pq.PGconn.ping(text.encode()) == pq.Ping.REJECT
+                # by its English text, as libpq keeps the code of a refused connection to itself; its own
+                # test, PQping, stops every thread of the process until the server has answered
+                starting = "the database system is " in str(error)
                 if time.monotonic() - began > (_STARTING if starting else patience):
                     raise Unavailable(
                         f"{self._address.shown}: {self._address.hide(str(error))}"

@@ -81,7 +81,7 @@ class Table:
         # in the order of COLLATE "C", so that two writers of the same ids cannot wait for each other
         order = sorted(range(len(batch)), key=batch.ids.__getitem__)
         ids = [batch.ids[row] for row in order]
-        vectors = [copy.fields(self._content(column, batch), column.type) for column in self._columns]
+        columns = [(self._content(column, batch), column.type) for column in self._columns]
 
         def once(connection: Connection) -> None:
             with connection.transaction():
@@ -93,9 +93,9 @@ class Table:
                     )
                 found = probe.fetchone()
                 if found == (False,):
-                    self._copy(connection, self._name, copy.blocks(batch, order, vectors))
+                    self._copy(connection, self._name, copy.blocks(batch, order, columns))
                 else:
-                    self._replace(connection, copy.blocks(batch, order, vectors))
+                    self._replace(connection, copy.blocks(batch, order, columns))
 
         self.run(_repeated(once))
 
