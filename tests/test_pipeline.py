@@ -407,8 +407,8 @@ def test_progress_runs_forward_to_the_end_of_every_stage(tmp_path: Path, to: str
         ingest(source, to=to, collection="c", embedder="hashing:16", batch=300, progress=progress)
         assert heard["read"] == [(1000, None), (1500, 1500)]
         assert heard["evaluate"] == [(0, 1), (1, 1)]
-        assert len(heard["write"]) >= 3
-        assert heard["write"][-1] == (1500, 1500)
+        assert len(heard["load"]) >= 3
+        assert heard["load"][-1] == (1500, 1500)
         for steps in heard.values():
             assert [done for done, _ in steps] == sorted(done for done, _ in steps)
         assert ("embed" in heard) == (run != 1)

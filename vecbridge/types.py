@@ -119,8 +119,8 @@ class Batch:
     """Records by column.
 
     `vectors`: float32 (n, d), C-contiguous. `short`: float32 (n, s), what the index holds where that is a
-    projection which the store cannot compute itself (PCA in the index), else None. `digests`: up to 32
-    bytes per record that tell whether its source has changed, or None.
+    projection which the store cannot compute itself (PCA in the index), else None; never read back.
+    `digests`: up to 32 bytes per record that tell whether its source has changed, or None.
     """
 
     ids: Sequence[str]

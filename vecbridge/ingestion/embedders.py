@@ -39,7 +39,7 @@ class Embedder(Protocol):
 
     @property
     def nested(self) -> tuple[int, ...] | None:
-        """Matryoshka sizes: prefixes of these lengths are embeddings in their own right; None: not known here."""
+        """Matryoshka sizes: prefixes of these lengths are embeddings, too; None where that is not known."""
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """Vectors of documents, float32 (n, dim). Raises InputError for blank texts, EmbedderError."""

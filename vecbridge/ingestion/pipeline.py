@@ -158,8 +158,8 @@ def ingest(
     batches and 8 bytes per record. Interrupted, it leaves whole batches, and the next run completes them.
     Records that are no longer in the source stay in the collection.
 
-    `progress` hears of the stages "read", "sample" (for a PCA), "embed", "write", "evaluate", and of those of
-    building the index. `on_plan` is given the plan of a new collection before records are written.
+    `progress` hears of the stages "read", "sample" (for a PCA), "embed", "load" (records that are stored,
+    unchanged ones included), "evaluate", and of those of building the index. `on_plan` is given the plan of a new collection before records are written.
 
     Raises SourceError, DimensionMismatch, VectorError, ModelMismatch, InputError before anything is written;
     EmbedderError, PlanError, MissingExtra, StoreError.
@@ -226,7 +226,7 @@ def ingest(
 
         for part in _batches(job.changed(again(), target), job.rows):
             job.write(target, part, job.embed(part))
-        job.report("write", job.total, job.total)
+        job.report("load", job.total, job.total)
         with job.clock("index"):
             target.build_index(progress=progress)
         recall = None
@@ -423,7 +423,7 @@ class _Job:
     def _dealt_with(self, position: int) -> None:
         # records to write wait for their batch while unchanged ones pass by: progress never runs backwards
         self._done = max(self._done, position)
-        self.report("write", self._done, self.total)
+        self.report("load", self._done, self.total)
 
 
 def _check_repeated(records: Iterable[Record], marks: set[int]) -> None:

@@ -151,7 +151,8 @@ class Machine(RuleBasedStateMachine):
     def build_index(self) -> None:
         """As often as one likes."""
         self.collection.build_index()
-        assert self.collection.index_state().status in ("none", "ready")
+        # lists cannot be found where there are no vectors yet: such an index waits for them
+        assert self.collection.index_state().status in ("none", "ready", *([] if self.rows else ["missing"]))
 
     @rule()
     def reopen(self) -> None:
