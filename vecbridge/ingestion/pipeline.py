@@ -159,7 +159,8 @@ def ingest(
     Records that are no longer in the source stay in the collection.
 
     `progress` hears of the stages "read", "sample" (for a PCA), "embed", "load" (records that are stored,
-    unchanged ones included), "evaluate", and of those of building the index. `on_plan` is given the plan of a new collection before records are written.
+    unchanged ones included), "evaluate", and of those of building the index. `on_plan` is given the plan of a
+    new collection before records are written.
 
     Raises SourceError, DimensionMismatch, VectorError, ModelMismatch, InputError before anything is written;
     EmbedderError, PlanError, MissingExtra, StoreError.
