@@ -51,7 +51,7 @@ class Report:
         if not self.queries:
             return "nothing to measure: the collection is empty"
         index = {
-            "none": "no index, every search is exact",
+            "none": self.index.detail or "no index, every search is exact",
             "missing": f"the index is not built ({self.index.detail or 'call build_index'})",
             "invalid": "the index is invalid, build it again",
             "ready": "the index is used" if self.index.used else "the index is NOT used",

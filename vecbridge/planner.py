@@ -106,7 +106,7 @@ def plan(
     without indexes only notes it.
     Raises InputError for arguments that make no sense, PlanError where no layout fits.
     """
-    space, rows = make_space(dim, metric=metric, model=model, nested=nested), _whole(rows, "rows", 0)
+    space, rows = make_space(dim, metric=metric, model=model, nested=nested), whole_number(rows, "rows", 0)
     if isinstance(latency, bool) or not isinstance(latency, int | float) or not 0 < latency < math.inf:
         raise InputError(f"expected a latency above 0, in seconds, got {latency!r}")
     budget = _Budget(_bytes(memory, "memory"), _bytes(disk, "disk"), float(latency))
@@ -295,14 +295,14 @@ def make_space(
 
     Raises InputError.
     """
-    dim = _whole(dim, "dim", 1)
+    dim = whole_number(dim, "dim", 1)
     if metric not in get_args(Metric):
         raise InputError(f"expected the metric 'cosine', 'ip' or 'l2', got {metric!r}")
     if model is not None and not isinstance(model, str):
         raise InputError(f"expected the model's name as text, got {model!r}")
     if nested is None:
         return Space(dim, metric, models.nested_sizes(model, dim=dim), model)
-    given = {_whole(size, "a nested size", 1) for size in nested}
+    given = {whole_number(size, "a nested size", 1) for size in nested}
     return Space(dim, metric, tuple(sorted((size for size in given if size < dim), reverse=True)), model)
 
 
@@ -320,7 +320,8 @@ def _about_model(space: Space, *, asked: bool) -> Iterator[str]:
         )
 
 
-def _whole(value: object, name: str, least: int) -> int:
+def whole_number(value: object, name: str, least: int) -> int:
+    """`value` as an int of at least `least`. Raises InputError, which calls it `name`."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -351,7 +352,7 @@ def _bytes(value: int | str | None, name: str) -> int | None:
             )
         number = int(float(found[1]) * _UNITS[found[2].upper()])
     else:
-        number = _whole(value, name, 0)
+        number = whole_number(value, name, 0)
     if number < 1:
         raise InputError(f"expected {name} above 0 bytes, got {value!r}")
     return number

@@ -14,7 +14,7 @@ from .backends import connect as open_backend
 from .errors import CollectionNotFound, InputError, PlanError
 from .limits import Limits
 from .manifest import Manifest, check_name
-from .planner import DEFAULT_ROWS, LATENCY, Plan, make_space
+from .planner import DEFAULT_ROWS, LATENCY, Plan, make_space, whole_number
 from .planner import plan as make_plan
 from .reduction import Reduction, fit
 from .types import Batch, Hit, IndexState, Layout, Metadata, Metric, Progress, Shorten, Sizes, Space
@@ -105,6 +105,7 @@ class Store:
             space, layout = planned.space, planned.layout
         else:
             space = make_space(dim, metric=metric, model=model, nested=nested)
+            rows = whole_number(rows, "rows", 0)
             if reason := self.limits.objection(space, layout):
                 raise PlanError(f"this layout cannot be made on {self.url}: {reason}")
         rows_of = None if sample is None else checks.vectors(sample, space=space, what="the sample")
@@ -271,6 +272,8 @@ class Collection:
             return []
         stored = self._stored(queries, "queries")
         short = self._short(stored, "queries")
+        if short is not None and not short.any(axis=1).all():
+            exact = True  # a query that lies across the projection has no neighbours in it
         return self._table.search(stored, short, k=wanted, where=condition, exact=exact)
 
     def get(self, ids: Iterable[str]) -> Batch:

@@ -154,8 +154,9 @@ class Progress(Protocol):
 class IndexState:
     """What has become of a collection's index.
 
-    `status`: "none" (the layout has none), "missing" (not built yet), "invalid" (an interrupted build),
-    "ready". `used`: whether the collection's own query runs on it, by the store's own account.
+    `status`: "none" (the layout has none, or scans a compact copy: `detail` says so), "missing" (not built
+    yet, as ivfflat on an empty collection), "invalid" (an interrupted build), "ready". `used`: whether the
+    collection's own query runs on it, by the store's own account.
     """
 
     status: Literal["none", "missing", "invalid", "ready"]

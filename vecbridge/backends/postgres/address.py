@@ -66,8 +66,9 @@ def parse(url: str, *, shown: str | None = None) -> Address:
             schema = unquote(value)
         else:
             kept.append(pair)
-    if schema is not None and (not schema or "\0" in schema or len(schema.encode()) > 63):
-        raise UrlError("expected ?schema= with a name of 1 to 63 bytes")
+    # psycopg would take a % for a placeholder
+    if schema is not None and (not schema or set("\0%") & set(schema) or len(schema.encode()) > 63):
+        raise UrlError("expected ?schema= with a name of 1 to 63 bytes, without % and NUL")
     plain = f"postgresql://{authority}/{path}" + (f"?{'&'.join(kept)}" if kept else "")
     try:
         params = {key: str(value) for key, value in conninfo_to_dict(plain).items() if value is not None}
