@@ -10,10 +10,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import conninfo, sql
 from servers import BUNDLED, binaries, quick_place, running, with_database
+
+# no test is timed: machines that share their cores stall now and then
+hypothesis.settings.register_profile(
+    "vecbridge",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("vecbridge")
 
 GIVEN = os.environ.get("VECBRIDGE_TEST_PG_URL")
 REQUIRED = os.environ.get("VECBRIDGE_REQUIRE_SERVERS") == "1"

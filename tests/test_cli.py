@@ -186,7 +186,7 @@ def test_ingest_shows_plan_and_progress_on_standard_error_alone(run: Run, corpus
     words = ("ingest", corpus, "-c", "things", "--embedder", "hashing:64", "--json")
     ran = run(*words, "--rows", "5000")
     assert "5,000 vectors of hashing-64" in ran.err
-    assert ran.err.index("read: 30 of 30") < ran.err.index("chosen") < ran.err.index("write: 30 of 30")
+    assert ran.err.index("read: 30 of 30") < ran.err.index("chosen") < ran.err.index("load: 30 of 30")
     assert ran.json["plan"]["rows"] == 5000
     again = run(*words)
     assert "chosen" not in again.err
