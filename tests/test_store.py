@@ -54,3 +54,12 @@ def test_a_report_on_a_scanned_copy_says_that_a_copy_is_scanned(pg18: str, fresh
     assert report.recall == 1.0
     assert "compact copy" in str(report)
     assert "every search is exact" not in str(report)
+
+
+def test_a_single_record_leaves_nothing_to_measure(tmp_path: Path) -> None:
+    with vecbridge.connect(f"flat:{tmp_path}") as store:
+        papers = store.create("papers", dim=4)
+        papers.upsert(["only"], np.ones((1, 4)))
+        report = papers.evaluate()
+        assert (report.queries, report.rows) == (0, 1)
+        assert str(report) == "nothing to measure: no query has anything to find"

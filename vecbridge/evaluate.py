@@ -23,10 +23,10 @@ _WARM_UP = 3
 class Report:
     """Measured on `queries` queries: `recall` at `k` against exact search, latencies in milliseconds.
 
-    A hit counts as right if its score is at least that of the k-th exact hit, so ties are not errors.
-    `against`: what the exact search saw ("stored vectors", or vectors shortened at the door, whose own loss
-    is then not part of the figure). `source`: where the queries came from. `short`: queries that returned
-    fewer hits than exact search.
+    Queries that have nothing to find do not count. A hit counts as right if its score is at least that of the
+    k-th exact hit, so ties are not errors. `against`: what the exact search saw ("stored vectors", or vectors
+    shortened at the door, whose own loss is then not part of the figure). `source`: where the queries came
+    from. `short`: queries that returned fewer hits than exact search.
     """
 
     k: int
@@ -49,7 +49,7 @@ class Report:
 
     def __str__(self) -> str:
         if not self.queries:
-            return "nothing to measure: the collection is empty"
+            return "nothing to measure: no query has anything to find"
         index = {
             "none": self.index.detail or "no index, every search is exact",
             "missing": f"the index is not built ({self.index.detail or 'call build_index'})",
@@ -102,7 +102,7 @@ def evaluate(table: Table, *, k: int, queries: Floats | None, sample: int, seed:
     return Report(
         k=k,
         rows=table.count(),
-        queries=len(queries),
+        queries=len(recalls),
         recall=float(np.mean(recalls)) if recalls else 1.0,
         p50_ms=_percentile(times, 50),
         p95_ms=_percentile(times, 95),

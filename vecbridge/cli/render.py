@@ -151,7 +151,7 @@ def summary(made: Summary) -> None:
 
 def _measured(made: Report) -> list[Fact]:
     if not made.queries:
-        return [("recall", "nothing to measure: the collection is empty", ""), _index(made.index)]
+        return [("recall", "nothing to measure: no query has anything to find", ""), _index(made.index)]
     recall = Text(f"{made.recall:.3f}", style="bold green" if made.recall >= _GOOD else "bold yellow")
     rows: list[Fact] = [
         (f"recall@{made.k}", recall, f"against exact search on {made.against}"),

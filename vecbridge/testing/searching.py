@@ -81,7 +81,7 @@ class SearchTests(Base):
             assert collection.search([1, 2, 3, 4], exact=True, where={"a": 1}) == []
             assert collection.search_many([[1, 2, 3, 4]] * 3, k=5) == [[], [], []]
             assert collection.count() == 0
-            assert str(collection.evaluate()) == "nothing to measure: the collection is empty"
+            assert str(collection.evaluate()) == "nothing to measure: no query has anything to find"
 
     def test_search_many_is_many_searches(self, library: Library) -> None:
         queries = data.clustered(30, 16, seed=15)
