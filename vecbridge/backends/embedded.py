@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from ..errors import Forbidden, StoreError, UrlError
+from ..errors import Forbidden, StoreError, Unavailable, UrlError
 from . import cluster, postgres
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def connect(url: str) -> Backend:
         raise UrlError(f"expected a folder after pgvector:, got {given!a}: {error}") from error
     held = lease(path)
     try:
-        return postgres.connect(held.url, shown=f"pgvector:{given}", on_close=held.close)
+        return postgres.connect(held.url, shown=f"pgvector:{given}", on_close=held.close, revive=held.revive)
     except BaseException:
         held.close()
         raise
@@ -83,6 +83,20 @@ class Lease:
         self._path = path
         self._process = os.getpid()
         self._open = True
+
+    def revive(self) -> str:
+        """Where the server listens, after starting it again if it has died.
+
+        Raises Unavailable where this process no longer holds the right, or the data are gone.
+        """
+        with _guard, _sentences(self._path):
+            data = self._path / "data"
+            if not self._open or self._process != os.getpid() or not data.exists():
+                raise Unavailable(f"the embedded PostgreSQL in {self._path} is gone; connect again")
+            owner = cluster.owner_of(data)
+            with _locked(self._path / _START, owner):
+                self.url = _url(cluster.running(cluster.programs(), data, owner))
+        return self.url
 
     def close(self) -> None:
         """Give the right back; the last one of all processes stops the server. May be called twice."""
@@ -122,8 +136,11 @@ def lease(path: Path) -> Lease:
                 raise
             use = _uses.setdefault(path, _Use(lock))
             use.leases += 1
-    host = quote(str(folder), safe="")
-    return Lease(path, f"postgresql://postgres@/postgres?host={host}&port=5432")
+    return Lease(path, _url(folder))
+
+
+def _url(folder: str) -> str:
+    return f"postgresql://postgres@/postgres?host={quote(folder, safe='')}&port=5432"
 
 
 def _leave(path: Path, lock: int) -> None:

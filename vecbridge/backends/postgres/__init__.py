@@ -48,14 +48,20 @@ class _Facts:
     offered: str | None
 
 
-def connect(url: str, *, shown: str | None = None, on_close: Callable[[], None] | None = None) -> Postgres:
+def connect(
+    url: str,
+    *,
+    shown: str | None = None,
+    on_close: Callable[[], None] | None = None,
+    revive: Callable[[], str] | None = None,
+) -> Postgres:
     """The collections in a PostgreSQL database.
 
-    `shown` stands for the URL in messages; `on_close` is called once, by close(). Raises UrlError,
-    Unavailable, Forbidden and FeatureMissing.
+    `shown` stands for the URL in messages; `on_close` is called once, by close(); `revive` brings a server
+    back that does not answer, and returns its URL. Raises UrlError, Unavailable, Forbidden, FeatureMissing.
     """
     address = parse(url, shown=shown)
-    pool = Pool(address)
+    pool = Pool(address, revive)
     try:
         return Postgres(
             address, pool, pool.run(lambda connection: _ask(connection, address.schema)), on_close

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
 import psycopg
@@ -19,7 +20,7 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from ...errors import Busy, StoreError, Unavailable
-from .address import Address
+from .address import Address, parse
 from .failures import failures, printable
 
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
@@ -36,10 +37,11 @@ _inherited: list[list[Connection]] = []
 
 
 class Pool:
-    """At most eight connections, kept for reuse."""
+    """At most eight connections, kept for reuse; `revive` brings a server back, and returns its URL."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, revive: Callable[[], str] | None = None) -> None:
         self._address = address
+        self._revive = revive
         self._closed = False
         self._prepare: int | None = 5  # psycopg's default
         self._start()
@@ -149,15 +151,20 @@ class Pool:
 
     def _connect(self, *, patience: float) -> Connection:
         defaults = {"connect_timeout": _TIMEOUT, "application_name": "vecbridge"}
-        text = make_conninfo(**{**defaults, **self._address.params, "client_encoding": "utf8"})
+        revive = self._revive
         began = time.monotonic()
         while True:
+            text = make_conninfo(**{**defaults, **self._address.params, "client_encoding": "utf8"})
             try:
                 return psycopg.connect(text, autocommit=True, prepare_threshold=self._prepare)
             except psycopg.OperationalError as error:
                 # by its English text, as libpq keeps the code of a refused connection to itself; its own
                 # test, PQping, stops every thread of the process until the server has answered
                 starting = "the database system is " in str(error)
+                if revive is not None and not starting:
+                    self._address = replace(self._address, params=parse(revive()).params)
+                    revive = None  # once is enough: a server that dies again at once has a reason
+                    continue
                 if time.monotonic() - began > (_STARTING if starting else patience):
                     raise Unavailable(
                         f"{self._address.shown}: {self._address.hide(str(error))}"
