@@ -225,6 +225,16 @@ def test_a_killed_server_is_started_again_with_every_committed_row(path: Path, h
     assert ended(postmaster)
 
 
+def kill_server(path: Path) -> int:
+    """Kill the server, wait until its last process is gone (they answer for a while), and return its pid."""
+    server = psutil.Process(int((path / "data" / "postmaster.pid").read_text().split()[0]))
+    processes = [server, *server.children(recursive=True)]
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes, timeout=30)
+    return server.pid
+
+
 @pytest.mark.parametrize("name", ["pg", "in a temporary folder, because of this comma"])
 def test_an_open_store_starts_a_killed_server_again(template: Path, place: Path, name: str) -> None:
     path = place / name
@@ -232,8 +242,7 @@ def test_an_open_store_starts_a_killed_server_again(template: Path, place: Path,
     with vecbridge.connect(f"pgvector:{path}") as store:
         papers = store.create("papers", dim=2)
         papers.upsert(["a"], [[1.0, 0.0]])
-        pid = int((path / "data" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, signal.SIGKILL)
+        pid = kill_server(path)
         papers.upsert(["b"], [[0.0, 1.0]])
         assert [hit.id for hit in papers.search([0.0, 1.0], k=2)] == ["b", "a"]
         assert int((path / "data" / "postmaster.pid").read_text().split()[0]) != pid
@@ -242,8 +251,7 @@ def test_an_open_store_starts_a_killed_server_again(template: Path, place: Path,
 
 def test_a_server_is_not_started_again_where_its_data_are_gone(path: Path) -> None:
     with vecbridge.connect(f"pgvector:{path}") as store:
-        pid = int((path / "data" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, signal.SIGKILL)
+        kill_server(path)
         path.rename(path.with_name("elsewhere"))
         with pytest.raises(Unavailable, match="is gone; connect again"):
             store.collections()
