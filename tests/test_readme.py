@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import vecbridge
 from vecbridge.filters import parse
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +41,16 @@ def test_every_python_block_runs(number: int, tmp_path: Path) -> None:
         assert "recall@10" in done.stdout
 
 
+def test_the_plan_that_is_shown_is_the_plan() -> None:
+    block = re.search(r"```pycon\n>>> print\(([^\n]*)\)\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    plan = eval(block[1].removesuffix(".explain()"), {"vecbridge": vecbridge})
+    lines = [line for line in block[2].splitlines() if line != "…"]
+    assert len(lines) > 10
+    found = iter(plan.explain().splitlines())
+    assert all(line in found for line in lines), "a line is missing, or in another place"
+
+
 def test_the_filter_that_is_shown_is_a_filter() -> None:
     scope: dict[str, object] = {}
     exec(next(block for block in PYTHON if block.startswith("where")), scope)
@@ -53,7 +64,7 @@ def test_every_command_runs(place: Path) -> None:
     folder.mkdir()
     (folder / "security.md").write_text("# Keys\n\nTo rotate a key, make a new one and revoke the old key.\n")
     (folder / "start.txt").write_text("Install the package, then run the first command.\n")
-    assert len(COMMANDS) >= 4
+    assert len(COMMANDS) >= 3
     for command in COMMANDS:
         done = subprocess.run(
             [sys.executable, "-m", "vecbridge", *shlex.split(command)[1:]],
