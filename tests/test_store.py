@@ -63,3 +63,12 @@ def test_a_single_record_leaves_nothing_to_measure(tmp_path: Path) -> None:
         report = papers.evaluate()
         assert (report.queries, report.rows) == (0, 1)
         assert str(report) == "nothing to measure: no query has anything to find"
+
+
+def test_an_evaluation_ends_when_its_time_is_up(tmp_path: Path) -> None:
+    with vecbridge.connect(f"flat:{tmp_path}") as store:
+        papers = store.create("papers", dim=4)
+        papers.upsert([str(row) for row in range(50)], np.random.default_rng(0).standard_normal((50, 4)))
+        assert papers.evaluate(k=3, sample=20).queries == 20
+        # one query is always asked, so that there is something to say
+        assert papers.evaluate(k=3, sample=20, seconds=0).queries == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -63,10 +64,13 @@ class Report:
         )
 
 
-def evaluate(table: Table, *, k: int, queries: Floats | None, sample: int, seed: int) -> Report:
+def evaluate(
+    table: Table, *, k: int, queries: Floats | None, sample: int, seed: int, seconds: float | None
+) -> Report:
     """A Report on `table`; `queries` float32 (m, stored dim), or None to take `sample` stored records.
 
-    A stored record that serves as a query is left out of its own results on both sides.
+    After `seconds` no further query is asked. A stored record that serves as a query is left out of its own
+    results on both sides.
     """
     manifest = table.manifest
     own: Sequence[str | None]
@@ -87,13 +91,23 @@ def evaluate(table: Table, *, k: int, queries: Floats | None, sample: int, seed:
         elapsed = (perf_counter() - start) * 1e3
         return [hit for hit in hits if hit.id != own[row]][:k], elapsed
 
-    for row in range(min(_WARM_UP, len(queries))):
-        run(row, exact=False)
-        run(row, exact=True)
-    recalls, times, exact_times, fewer = [], [], [], 0
-    for row in range(len(queries)):
+    def both(row: int) -> tuple[list[Hit], float, list[Hit], float]:
         hits, elapsed = run(row, exact=False)
-        truth, exact_elapsed = run(row, exact=True)
+        # without an index the search is the exact one
+        return hits, elapsed, *(run(row, exact=True) if manifest.layout.index else (hits, elapsed))
+
+    end = math.inf if seconds is None else perf_counter() + seconds
+    for row in range(min(_WARM_UP, len(queries))):
+        if perf_counter() < end:
+            both(row)
+    recalls: list[float] = []
+    times: list[float] = []
+    exact_times: list[float] = []
+    fewer = 0
+    for row in range(len(queries)):
+        if times and perf_counter() >= end:
+            break
+        hits, elapsed, truth, exact_elapsed = both(row)
         times.append(elapsed)
         exact_times.append(exact_elapsed)
         fewer += len(hits) < len(truth)

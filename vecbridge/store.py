@@ -322,11 +322,19 @@ class Collection:
         return self._table.sizes()
 
     def evaluate(
-        self, *, k: int = 10, queries: ArrayLike | None = None, sample: int = 100, seed: int = 0
+        self,
+        *,
+        k: int = 10,
+        queries: ArrayLike | None = None,
+        sample: int = 100,
+        seed: int = 0,
+        seconds: float | None = None,
     ) -> evaluate.Report:
         """Recall against exact search, latency, and whether the index is used.
 
         `queries`: float (m, dim); without them, `sample` stored records, each left out of its own results.
+        Exact search of a large collection takes its time: after `seconds`, no further query is asked, and the
+        report counts those that were.
         """
         wanted = checks.hits_wanted(k)
         stored = None
@@ -334,7 +342,9 @@ class Collection:
             stored = self._stored(checks.vectors(queries, space=self.space, what="queries"), "queries")
         elif sample < 1:
             raise InputError(f"expected a sample of 1 or more records, got {sample}")
-        return evaluate.evaluate(self._table, k=wanted, queries=stored, sample=sample, seed=seed)
+        return evaluate.evaluate(
+            self._table, k=wanted, queries=stored, sample=sample, seed=seed, seconds=seconds
+        )
 
     def close(self) -> None:
         """Give back what this collection holds open; the store stays open."""

@@ -37,6 +37,8 @@ _SAMPLE_ROWS = 5_000
 _SAMPLE_BYTES = 32_000_000
 _SAMPLE_CHARS = 32_000_000
 _REPORTED = 1_000
+# seconds that measuring recall may take: exact search of a million wide rows takes 15 s a query
+_EVALUATION = 60.0
 # records in a batch while the length of the vectors is unknown
 _UNKNOWN = 128
 
@@ -234,7 +236,7 @@ def ingest(
         if evaluate:
             job.report("evaluate", 0, 1)
             with job.clock("evaluate"):
-                recall = target.evaluate()
+                recall = target.evaluate(seconds=_EVALUATION)
             job.report("evaluate", 1, 1)
         return Summary(
             url=place.url,
