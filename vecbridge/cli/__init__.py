@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs: `vecbridge plan` loads neither 
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -75,6 +76,8 @@ def run(words: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # a terminal that is not UTF-8 shows escapes instead of failing on the first accent
             stream.reconfigure(errors="backslashreplace")
+    # psycopg also logs what it raises
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     options = words[: words.index("--")] if "--" in words else words
     try:
         try:

@@ -151,7 +151,6 @@ class Pool:
 
     def _connect(self, *, patience: float) -> Connection:
         defaults = {"connect_timeout": _TIMEOUT, "application_name": "vecbridge"}
-        revive = self._revive
         began = time.monotonic()
         while True:
             text = make_conninfo(**{**defaults, **self._address.params, "client_encoding": "utf8"})
@@ -161,9 +160,9 @@ class Pool:
                 # by its English text, as libpq keeps the code of a refused connection to itself; its own
                 # test, PQping, stops every thread of the process until the server has answered
                 starting = "the database system is " in str(error)
-                if revive is not None and not starting:
-                    self._address = replace(self._address, params=parse(revive()).params)
-                    revive = None  # once is enough: a server that dies again at once has a reason
+                # again while it dies again: at last it does not start, and revive raises with the reason
+                if self._revive is not None and not starting and time.monotonic() - began <= _BACK:
+                    self._address = replace(self._address, params=parse(self._revive()).params)
                     continue
                 if time.monotonic() - began > (_STARTING if starting else patience):
                     raise Unavailable(
