@@ -276,7 +276,7 @@ def settings(index: Index | None, *, candidates: int, filtered: bool, iterative:
         wanted["hnsw.ef_search"] = str(width)
         if iterative:
             wanted["hnsw.iterative_scan"] = "relaxed_order"
-            wanted["hnsw.max_scan_tuples"] = str(max(20_000, 4 * candidates))
+            wanted["hnsw.max_scan_tuples"] = str(scanned(candidates))
     else:
         wanted["ivfflat.probes"] = str(max(index.probes, 1))
         if iterative:
@@ -285,6 +285,35 @@ def settings(index: Index | None, *, candidates: int, filtered: bool, iterative:
         # a small table would be scanned; with a filter that may be the better plan
         wanted["enable_seqscan"] = "off"
     return wanted
+
+
+def scanned(candidates: int) -> int:
+    """How many rows a filtered HNSW scan passes by before it gives up; 20,000 is pgvector's default."""
+    return max(20_000, 4 * candidates)
+
+
+def probe(place: Place, name: str, *, where: Composable, density: float, sample: int, most: int) -> Composed:
+    """One row of the fraction sampled, rows seen and rows that match; none where there are above `most`.
+
+    Pages are sampled, about `sample` rows of them and always the same, so that the same search takes the same
+    way. `density`: rows on a page, assumed until ANALYZE has counted them (reltuples is -1 or 0).
+    """
+    return SQL(
+        "SELECT fraction, seen, matching "
+        "FROM (SELECT least(1, {sample} / greatest(rows, 1)) AS fraction FROM ("
+        "SELECT pg_relation_size(oid) / current_setting('block_size')::float8 "
+        "* CASE WHEN reltuples > 0 AND relpages > 0 THEN reltuples / relpages ELSE {density} END AS rows "
+        "FROM pg_class WHERE oid = {regclass}::regclass) AS size WHERE rows <= {most}) AS plan, "
+        "LATERAL (SELECT count(*) AS seen, count(*) FILTER (WHERE {where}) AS matching "
+        "FROM {table} TABLESAMPLE SYSTEM (100 * fraction) REPEATABLE (0)) AS sample"
+    ).format(
+        sample=Value(float(sample)),
+        density=Value(density),
+        regclass=Value(place.table(name).as_string(None)),
+        most=Value(most),
+        where=where,
+        table=place.table(name),
+    )
 
 
 def score(metric: Metric, distance: float) -> float:

@@ -16,7 +16,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 from ...errors import CollectionNotFound
 from ...manifest import Manifest
 from ...types import Batch, Hit, IndexState, Progress, Sizes
-from . import build, copy, sql
+from . import build, choice, copy, sql
 from .filters import compile
 from .pool import Connection, Pool
 from .sql import Place
@@ -216,6 +216,8 @@ class Table:
     ) -> list[list[Hit]]:
         """For each row of `queries` the k nearest records; see `vecbridge.backends.Table`."""
         candidates = None if exact else self._candidates(k, filtered=where is not None)
+        if candidates is not None and where is not None and self._selective(where, k, candidates):
+            candidates = None
         found = self._ask(queries, short, k, candidates, where)
         if candidates is None:
             return found
@@ -234,6 +236,8 @@ class Table:
         if layout.index is None:
             return None
         candidates = k * layout.oversample
+        if filtered and layout.index.kind != "scan":
+            candidates = k * max(layout.oversample, _FILTERED)
         if (
             layout.index.kind != "scan"
             and not self._iterative
@@ -241,6 +245,34 @@ class Table:
         ):
             return None
         return candidates
+
+    def _selective(self, where: Filter, k: int, candidates: int) -> bool:
+        """Whether so few rows seem to match that the index would only cost time."""
+        if sql.indexed(self._manifest) is None:
+            return False
+        condition, values = compile(where)
+        operands = sum(len(value) for value in values.values() if isinstance(value, list))
+        text = sql.probe(
+            self.place,
+            self._manifest.name,
+            where=condition,
+            density=choice.density(self._manifest),
+            sample=choice.sample(operands),
+            most=choice.LARGEST,
+        )
+        settings = self._settings(None, filtered=True)
+
+        def fetch(connection: Connection) -> tuple[float, int, int] | None:
+            with connection.pipeline():
+                connection.execute(settings)
+                # a plan for any parameters would read the array of $in's operands anew for each row
+                cursor = connection.execute(text, values, prepare=False)
+            return cursor.fetchone()
+
+        row = self.run(fetch)
+        return row is not None and choice.exact_is_cheaper(
+            self._manifest, choice.Probe(*row), k=k, candidates=candidates, operands=operands
+        )
 
     def _ask(
         self, queries: Floats, short: Floats | None, k: int, candidates: int | None, where: Filter | None
