@@ -65,13 +65,18 @@ def _index(index: Index, dim: int, stored: int) -> str:
     return f"{precision}IVFFlat index{source} ({index.element}, {dims}, {index.lists:,} lists)"
 
 
-def explain(plan: Plan) -> str:
-    """The whole plan as text, at most 88 columns wide."""
+def title(plan: Plan) -> str:
+    """What was planned for, and on what, in one line."""
     space, limits = plan.space, plan.limits
     model = f" of {space.model}" if space.model else ""
-    title = f"{plan.rows:,} vectors{model}, {space.dim:,} dimensions, {space.metric}, on {limits.backend}"
-    lines = [*textwrap.wrap(f"{title} {limits.version}", _WIDTH)]
-    lines += _section("Chosen", [describe(plan.layout, space.dim)])
+    vectors = f"{plan.rows:,} vectors{model}, {space.dim:,} dimensions, {space.metric}"
+    return f"{vectors}, on {limits.backend} {limits.version}"
+
+
+def explain(plan: Plan) -> str:
+    """The whole plan as text, at most 88 columns wide."""
+    lines = [*textwrap.wrap(title(plan), _WIDTH)]
+    lines += _section("Chosen", [describe(plan.layout, plan.space.dim)])
     lines += _section("Because", list(why(plan)))
     lines += _section("Takes", list(_takes(plan)))
     lines += _section("Search width", list(_width(plan.layout)))
@@ -80,12 +85,18 @@ def explain(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def by_reason(refused: Sequence[Refusal]) -> dict[str, list[Layout]]:
+    """The refused layouts in order, those together that fail for one reason."""
+    layouts: dict[str, list[Layout]] = {}
+    for one in refused:
+        layouts.setdefault(one.reason, []).append(one.layout)
+    return layouts
+
+
 def grouped(refused: Sequence[Refusal]) -> Iterator[str]:
     """One line for each reason, with the layouts that it met in a few words, in order."""
-    labels: dict[str, list[str]] = {}
-    for one in refused:
-        labels.setdefault(one.reason, []).append(_label(one.layout))
-    for reason, who in labels.items():
+    for reason, layouts in by_reason(refused).items():
+        who = [_label(layout) for layout in layouts]
         more = f", and {len(who) - 3} more" if len(who) > 3 else ""
         yield f"{', '.join(who[:3])}{more}: {reason}"
 

@@ -26,7 +26,6 @@ from typing import Any, Literal, TypeAlias
 from .errors import FilterError
 
 Operator = Literal["eq", "gt", "gte", "lt", "lte", "exists"]
-Scalar: TypeAlias = str | int | float | bool | None
 
 _DEPTH = 50
 _ORDER: dict[str, Operator] = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lte": "lte"}

@@ -15,6 +15,9 @@ from ._version import __version__
 from .errors import InputError
 from .types import Element, Index, Layout, Shorten, Space
 
+# PostgreSQL's MaxHeapTupleSize, what one row may take of its page: 8192 - MAXALIGN(24 + 4)
+ROW_BYTES = 8_160
+
 
 @dataclass(frozen=True, slots=True)
 class Bound:
@@ -298,7 +301,7 @@ _PGVECTOR = Limits(
         "iterative scan": Feature("0.8.0", "CHANGELOG.md 0.8.0"),
         "repaired hnsw vacuum": Feature("0.8.4", "CHANGELOG.md 0.8.3 and 0.8.4"),
     },
-    page=8_160,  # PostgreSQL's MaxHeapTupleSize: 8192 - MAXALIGN(24 + 4)
+    page=ROW_BYTES,
     assumed=True,
 )
 

@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..explain import describe, human, lasting, why
+from ..explain import by_reason, describe, human, lasting, title, why
 from . import output
 
 if TYPE_CHECKING:
@@ -48,16 +48,12 @@ def console(stream: TextIO | None = None) -> Console:
 def plan(made: Plan, out: Console | None = None) -> None:
     """The plan: what was chosen and why, what it takes, what was refused before it."""
     out = out or console()
-    space, limits = made.space, made.limits
-    of = f" of {output.safe(space.model)}" if space.model else ""
-    where = f"on {limits.backend} {limits.version}"
-    title = f"{made.rows:,} vectors{of}, {space.dim:,} dimensions, {space.metric}, {where}"
     chosen: list[RenderableType] = [
-        Text(_capital(describe(made.layout, space.dim)), style="bold green"),
+        Text(_capital(describe(made.layout, made.space.dim)), style="bold green"),
         Text(),
     ]
     chosen += [_bullet(reason) for reason in why(made)]
-    out.print(Text(title, style="bold"))
+    out.print(Text(output.safe(title(made)), style="bold"))
     out.print(Panel(Group(*chosen), title="chosen", title_align="left", border_style="green", padding=(0, 1)))
     costs = made.estimates
     rows = [
@@ -85,14 +81,12 @@ def _refused(made: Plan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
     table.add_column("layout", ratio=1)
     table.add_column("why not", ratio=1, style="yellow")
-    same: dict[str, list[str]] = {}
-    for one in made.refused:
-        same.setdefault(one.reason, []).append(describe(one.layout, made.space.dim))
-    for number, (reason, layouts) in enumerate(same.items()):
+    for number, (reason, layouts) in enumerate(by_reason(made.refused).items()):
         if number:
             table.add_row()
         more = f"\n… and {len(layouts) - 1} more" if len(layouts) > 1 else ""
-        table.add_row(Text(f"{layouts[0]}{more}"), Text(output.safe(reason)))
+        first = describe(layouts[0], made.space.dim)
+        table.add_row(Text(f"{first}{more}"), Text(output.safe(reason)))
     return table
 
 

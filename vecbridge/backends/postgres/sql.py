@@ -13,13 +13,12 @@ from typing import Literal
 from psycopg.sql import SQL, Composable, Composed, Identifier, Placeholder
 from psycopg.sql import Literal as Value
 
-from ...limits import has_copy, largest_inline
+from ...limits import ROW_BYTES, has_copy, largest_inline
 from ...manifest import Manifest
 from ...types import Element, Index, Metric
 
 CATALOGUE = "vecbridge$collections"
 STAGING = "vecbridge$staging"
-PAGE = 8_160  # PostgreSQL's MaxHeapTupleSize
 
 Type = Literal["vector", "halfvec", "bit"]
 
@@ -96,7 +95,7 @@ def copied(manifest: Manifest) -> Column | None:
     if index is None or not has_copy(layout):
         return None
     dim = layout.index_dim(manifest.space.dim)
-    inline = not layout.inline and dim <= largest_inline(layout, PAGE)
+    inline = not layout.inline and dim <= largest_inline(layout, ROW_BYTES)
     return Column("short", _TYPES[index.element], dim, inline)
 
 
