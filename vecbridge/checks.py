@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sized
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import DimensionMismatch, InputError, MetadataError, ModelMismatch, VectorError
 from .filters import Filter, parse
-from .types import Metadata, Metric, Space
+from .types import FieldKind, Metadata, Metric, Space
 
 if TYPE_CHECKING:
     from .types import Floats
@@ -343,6 +343,24 @@ def hits_wanted(k: object) -> int:
 def where_filter(where: Mapping[str, Any] | None) -> Filter | None:
     """The parsed filter; None where there is none. Raises FilterError."""
     return None if where is None else parse(where)
+
+
+def filterable(fields: Mapping[str, FieldKind] | None) -> dict[str, FieldKind]:
+    """The fields that filters will use, with the kind of their values. Raises InputError."""
+    if fields is None:
+        return {}
+    example = '{"topic": "text", "year": "number", "draft": "boolean"}'
+    if not isinstance(fields, Mapping):
+        raise InputError(f"expected filterable fields as {example}, got {type(fields).__name__}")
+    for name, kind in fields.items():
+        if not isinstance(name, str) or not name or name.startswith("$"):
+            raise InputError(f"expected the name of a metadata field in filterable, got {name!r:.60}")
+        text_bytes(name, "the name of a filterable field")
+        if kind not in get_args(FieldKind):
+            raise InputError(
+                f"expected 'text', 'number' or 'boolean' for filterable {name!r:.60}, got {kind!r:.60}"
+            )
+    return dict(fields)
 
 
 def check_model(model: str | None, space: Space) -> None:

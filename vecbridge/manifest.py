@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ._version import __version__
 from .errors import InputError, ManifestError
 from .reduction import Reduction
-from .types import Layout, Space
+from .types import FieldKind, Layout, Space
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,47}")
@@ -40,7 +41,8 @@ class Manifest:
     """Space, layout and reductions of one collection, with the versions that made it.
 
     `rows` is what the layout was planned for. `reduction` shortens vectors at the door, `index_reduction`
-    what the index holds; at most one of them is a fitted basis.
+    what the index holds; at most one of them is a fitted basis. `filterable`: metadata fields, as filters
+    name them, that stores which index fields shall index.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Manifest:
     reduction: Reduction | None = None
     index_reduction: Reduction | None = None
     version: str = __version__
+    filterable: Mapping[str, FieldKind] = field(default_factory=dict, hash=False)
 
     @property
     def stored_dim(self) -> int:
@@ -69,6 +72,7 @@ class Manifest:
             "space": asdict(self.space),
             "layout": self.layout.to_dict(),
             "rows": self.rows,
+            "filterable": dict(self.filterable),
             "reduction": None if self.reduction is None else self.reduction.to_dict(),
             "index_reduction": None if self.index_reduction is None else self.index_reduction.to_dict(),
         }
@@ -97,6 +101,7 @@ class Manifest:
                 reduction=reduction(data["reduction"]),
                 index_reduction=reduction(data["index_reduction"]),
                 version=data["version"],
+                filterable=data.get("filterable", {}),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(

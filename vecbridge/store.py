@@ -17,7 +17,19 @@ from .manifest import Manifest, check_name
 from .planner import DEFAULT_ROWS, LATENCY, Plan, make_space, whole_number
 from .planner import plan as make_plan
 from .reduction import Reduction, fit
-from .types import Batch, Hit, IndexState, Layout, Metadata, Metric, Progress, Shorten, Sizes, Space
+from .types import (
+    Batch,
+    FieldKind,
+    Hit,
+    IndexState,
+    Layout,
+    Metadata,
+    Metric,
+    Progress,
+    Shorten,
+    Sizes,
+    Space,
+)
 
 if TYPE_CHECKING:
     from .types import Floats
@@ -80,15 +92,19 @@ class Store:
         memory: int | str | None = None,
         disk: int | str | None = None,
         latency: float = LATENCY,
+        filterable: Mapping[str, FieldKind] | None = None,
     ) -> Collection:
         """A new, empty collection whose layout is planned for this store and `rows` rows.
 
         `layout` overrules the plan, if the store can hold it. `sample`, float (n, dim), is needed where the
         layout has a PCA. `nested` are Matryoshka sizes of a model that vecbridge does not know; `memory` and
-        `disk` (bytes, or "16GB") and `latency` (seconds) are budgets for the plan. Raises CollectionExists,
-        PlanError, InputError; nothing is made then.
+        `disk` (bytes, or "16GB") and `latency` (seconds) are budgets for the plan. `filterable`: metadata
+        fields that filters will use, as {"topic": "text", "year": "number", "draft": "boolean"}; Qdrant
+        indexes them, other stores filter without. Raises CollectionExists, PlanError, InputError; nothing is
+        made then.
         """
         check_name(name)
+        fields = checks.filterable(filterable)
         planned = None
         if layout is None:
             planned = make_plan(
@@ -114,7 +130,7 @@ class Store:
         if layout.index and layout.index.shorten and layout.index.shorten.method == "pca":
             stored = rows_of if rows_of is None or reduction is None else reduction.apply(rows_of)
             inner = _fit(layout.index.shorten, layout.stored_dim(space.dim), space.metric, stored)
-        manifest = Manifest(name, space, layout, rows, reduction, inner)
+        manifest = Manifest(name, space, layout, rows, reduction, inner, filterable=fields)
         return Collection(self._backend.create(manifest), planned)
 
     def open(self, name: str, *, model: str | None = None) -> Collection:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float32]
 
 Metric = Literal["cosine", "ip", "l2"]
-Element = Literal["float32", "float16", "bit"]
+Element = Literal["float32", "float16", "int8", "turbo4", "turbo2", "turbo1", "bit"]
+# how the values of a metadata field that filters use are compared
+FieldKind = Literal["text", "number", "boolean"]
 Metadata: TypeAlias = Mapping[str, Any]
 
 
@@ -51,7 +53,8 @@ class Index:
 
     `kind`: "hnsw" and "ivfflat" are approximate indexes; "scan" is a compact copy of every vector that is
     read from end to end, for collections that are small enough.
-    `element` and `shorten`: what the index holds for each vector.
+    `element` and `shorten`: what the index holds for each vector. "int8" is scalar quantisation, "turboN"
+    TurboQuant with N bits for each component, "bit" the signs alone.
     `ef_search` (hnsw: candidates kept while walking the graph) and `probes` (ivfflat: lists read) are the
     default search width; both can be changed without rebuilding, the others cannot.
     """
@@ -67,6 +70,19 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """How a collection is spread over the machines of a cluster.
+
+    `shards`: parts that it is cut into, fixed once made. `replication`: machines that hold each part.
+    `write_consistency`: how many of them confirm a write before it counts.
+    """
+
+    shards: int
+    replication: int = 1
+    write_consistency: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """How the vectors of a collection lie in a store, as a product of small choices.
 
@@ -74,6 +90,7 @@ class Layout:
     PLAIN) instead of beside it. `shorten`: reduction at the door, irreversible. `index`: None means that
     every search is an exact scan. `oversample`: for k hits, k × oversample candidates come from the index
     and are re-ranked by their exact distance to the stored vectors; 1 where the index is exact enough.
+    `spread`: over the machines of a cluster, None on a single one.
     """
 
     element: Literal["float32", "float16"] = "float32"
@@ -81,6 +98,7 @@ class Layout:
     shorten: Shorten | None = None
     index: Index | None = None
     oversample: int = 1
+    spread: Spread | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The choices as keys, ready for JSON."""
@@ -96,7 +114,16 @@ class Layout:
         index = data["index"]
         if index is not None:
             index = Index(**{**index, "shorten": shorten(index["shorten"])})
-        return Layout(**{**data, "shorten": shorten(data["shorten"]), "index": index})
+        # collections made before there were clusters say nothing of it
+        spread = data.get("spread")
+        return Layout(
+            **{
+                **data,
+                "shorten": shorten(data["shorten"]),
+                "index": index,
+                "spread": None if spread is None else Spread(**spread),
+            }
+        )
 
     def stored_dim(self, dim: int) -> int:
         """Components kept of a vector of `dim`, after reduction at the door."""
@@ -170,3 +197,17 @@ class Sizes:
 
     table: int
     index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `doctor` looked at.
+
+    `subject`: what was looked at, in a few words. `found`: what is there, as a sentence. `remedy`: what to
+    do, with the statement or command to run; empty where nothing has to be done.
+    """
+
+    level: Literal["ok", "warning", "broken"]
+    subject: str
+    found: str
+    remedy: str = ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from ..errors import MissingExtra, UrlError
 from ..limits import Limits
 from ..manifest import Manifest
-from ..types import Batch, Hit, IndexState, Progress, Sizes
+from ..types import Batch, Finding, Hit, IndexState, Progress, Sizes
 
 if TYPE_CHECKING:
     from ..filters import Filter
@@ -46,6 +46,12 @@ class Backend(Protocol):
 
     def drop(self, name: str) -> None:
         """Delete the collection and everything in it. Raises CollectionNotFound."""
+
+    def findings(self) -> list[Finding]:
+        """What is right and wrong with this place and the collections in it, for `vecbridge doctor`.
+
+        Changes nothing. What the user's rights do not let it see is a finding, not an error.
+        """
 
     def close(self) -> None:
         """Give back connections, files and locks, those of its tables included. May be called twice."""
