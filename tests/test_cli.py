@@ -50,6 +50,7 @@ Run = Callable[..., Ran]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs one command line in an empty working directory, on a screen of 80 columns."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VECBRIDGE_URL", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
 
     def command(*words: str) -> Ran:
@@ -127,6 +128,37 @@ def test_plan_shows_choice_reasons_costs_and_refusals(run: Run) -> None:
     assert "8.2 GB" in text
     assert "stops at 2,000" in text
     assert text.count("these have 3,584") == sum("these have 3,584" in one.reason for one in plan.refused)
+
+
+def test_plan_compares_stores_and_says_why_here_and_why_not_there(run: Run) -> None:
+    words = ("plan", "--dim", "3584", "--on", "pgvector@0.6.2", "--on", "qdrant", "--on", "flat")
+    wanted = vecbridge.plan(3584, on=["pgvector@0.6.2", "qdrant", "flat"])
+    ran = run(*words, "--json")
+    assert ran.code == 0
+    assert ran.json == json.loads(json.dumps(wanted.to_dict()))
+    assert [one["place"] for one in ran.json["others"]] == ["pgvector 0.6.2", "flat 0.1.0"]
+    shown = run(*words)
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert "chosen: qdrant 1.19.0" in shown.out
+    text = " ".join(shown.out.split())
+    assert "65,536 dimensions; these have 3,584" in text
+    # the table's columns run into each other, line by line
+    assert text.index("Elsewhere") < text.index("pgvector 0.6.2") < text.index("flat 0.1.0")
+    assert "halfvec needs" in text
+    assert "pgvector 0.7.0" in text
+
+
+def test_plan_spreads_over_the_nodes_of_a_cluster(run: Run) -> None:
+    words = ("plan", "--dim", "1024", "--rows", "20000000", "--on", "qdrant", "--nodes", "4")
+    ran = run(*words, "--memory", "80GB", "--json")
+    assert ran.json["layout"]["spread"] == {"shards": 8, "replication": 2, "write_consistency": 1}
+    assert ran.json["nodes"] == 4
+    text = " ".join(run(*words, "--memory", "80GB").out.replace("│", " ").split())
+    assert "spread over 4 machines in 8 shards, each kept twice" in text
+    assert "Takes, on each of 4 machines" in text
+    refused = run("plan", "--dim", "1024", "--on", "pgvector", "--nodes", "4", "--json")
+    assert refused.code == 2
+    assert "expected qdrant among the backends" in refused.json["error"]["message"]
 
 
 def test_layouts_refused_for_one_reason_share_a_row(run: Run) -> None:
@@ -471,9 +503,14 @@ def test_a_terminal_gets_bars_and_colours_unless_it_wants_none(
         (["plan", "--dim", "3", "--metric", "far"], 2, "InputError", "'far'"),
         (["plan", "--dim", "3", "--memory", "much"], 2, "InputError", "'much'"),
         (["plan", "--dim", "3", "--on", "paper"], 2, "InputError", "paper"),
-        (["search"], 2, "MissingParameter", "Missing argument '[URL] COLLECTION TEXT'"),
-        (["search", "things"], 2, "InputError", "expected [URL] COLLECTION TEXT; TEXT is missing"),
+        (["search"], 2, "MissingParameter", "Missing argument '[URL]... COLLECTION TEXT'"),
+        (["search", "things"], 2, "InputError", "expected [URL]... COLLECTION TEXT; TEXT is missing"),
         (["search", "flat:vecbridge-data"], 2, "InputError", "COLLECTION is missing"),
+        (["search", "flat:", "flat:x"], 2, "InputError", "COLLECTION is missing"),
+        (["search", "flat:", "things"], 2, "InputError", "TEXT is missing"),
+        (["search", "flat:", "flat:", "things", "a"], 2, "UrlError", "got one of them twice"),
+        (["search", "flatt:", "things", "a"], 2, "UrlError", "got scheme 'flatt'; did you mean flat:?"),
+        (["search", "flat:", "what", "things", "a"], 2, "InputError", "got 4 arguments"),
         (["search", "things", "a", "b"], 2, "InputError", "a text of several words goes in quotes"),
         (["info", "flat:vecbridge-data", "things", "more"], 2, "InputError", "got 3 arguments"),
         (["search", "things", "a", "-k", "0"], 2, "InputError", "expected k as a whole number from 1"),
@@ -539,6 +576,10 @@ def test_errors_are_one_sentence_with_an_exit_code(
         ["search", REFUSING, "things", "text"],
         ["ingest", "corpus.jsonl", "--to", REFUSING, "-c", "x", "--embedder", "hashing:8"],
         ["drop", REFUSING, "things", "--yes"],
+        ["list", REFUSING, "flat:"],
+        ["search", "flat:", REFUSING, "things", "text"],
+        ["ingest", "corpus.jsonl", "--to", "flat:", "--to", REFUSING, "-c", "x", "--embedder", "hashing:8"],
+        ["list", f"qdrunt://{SECRET}@127.0.0.1:1"],
         [REFUSING],
         ["list", "flat:", REFUSING],
         ["plan", "--dim", REFUSING],
@@ -669,6 +710,7 @@ def test_the_documented_json_is_the_real_json(run: Run, corpus: str) -> None:
         "list": [],
         "delete": ["things", "--id", "bird-1", "--yes"],
         "drop": ["things", "--yes"],
+        "doctor": [],
     }
     assert given.keys() == commands().keys()
     for name, words in given.items():
@@ -719,6 +761,9 @@ def test_any_value_becomes_safe_json_that_reads_back(value: dict[str, Any]) -> N
         ("host=h password=pw user=u", "host=h password=*** user=u"),
         ("postgresql://h/db?sslpassword=pw&x=1", "postgresql://h/db?sslpassword=***&x=1"),
         ("http://127.0.0.1:8080/v1", "http://127.0.0.1:8080/v1"),
+        ("qdrant://key@host:6334 and", "qdrant://***@host:6334 and"),
+        ("qdrant+https://k@y@host", "qdrant+https://***@host"),
+        ("qdrants://host and a@b", "qdrants://host and a@b"),
     ],
 )
 def test_passwords_are_starred_out(text: str, shown: str) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
 import pytest
+import qdrant_edge
 
 from vecbridge.errors import InputError
-from vecbridge.limits import Limits, largest_inline, limits
-from vecbridge.types import Element, Index, Layout, Metric, Shorten, Space
+from vecbridge.limits import Limits, limits
+from vecbridge.objections import QUANTISED, largest_inline
+from vecbridge.types import Element, Index, Layout, Metric, Shorten, Space, Spread
 
 TYPES: dict[str, str] = {"float32": "vector", "float16": "halfvec", "bit": "bit"}
 
@@ -59,7 +63,7 @@ def create_index(kind: str, element: str, options: str = "", *, metric: str = "l
 def test_the_longest_stored_vector_is_accepted_and_one_more_dimension_refused(
     server: Server, element: Element
 ) -> None:
-    assert element != "bit"
+    assert element in ("float32", "float16")
     layout, most = Layout(element=element), server.limits.stored[element].high
     if server.limits.lacks(element, server.limits.stored[element].since):
         server.refuses(table(element, 3), match='type "halfvec" does not exist')
@@ -362,10 +366,190 @@ def test_inline_is_refused_one_dimension_after_the_widest() -> None:
             Layout(inline=True),
             "flat storage keeps vectors in a matrix of their own: there are no pages for them to lie in",
         ),
+        (
+            "pgvector",
+            Layout(index=Index("hnsw", "turbo4")),
+            "quantised turbo4 copies (4 bits for each dimension) are Qdrant's: other stores index float32, "
+            "float16 and single bits",
+        ),
+        (
+            "flat",
+            Layout(index=Index("hnsw", "int8")),
+            "quantised int8 copies (8 bits for each dimension) are Qdrant's: other stores index float32, "
+            "float16 and single bits",
+        ),
+        (
+            "pgvector",
+            Layout(spread=Spread(6, 2)),
+            "pgvector keeps a table on one machine; 6 shards, each kept twice, are for a Qdrant cluster of "
+            "at least 2 machines",
+        ),
+        (
+            "flat",
+            Layout(spread=Spread(2)),
+            "flat storage lies in one folder; 2 shards, each kept once, are for a Qdrant cluster of at least "
+            "2 machines",
+        ),
+        (
+            "edge",
+            Layout(spread=Spread(2)),
+            "Edge runs in this process; 2 shards, each kept once, are for a Qdrant cluster of at least 2 "
+            "machines",
+        ),
+        (
+            "qdrant",
+            Layout(spread=Spread(2)),
+            "this Qdrant is a single machine; 2 shards, each kept once, are for a Qdrant cluster of at least "
+            "2 machines",
+        ),
+        (
+            "qdrant",
+            Layout(inline=True),
+            "inline is PostgreSQL's: Qdrant has no pages for vectors to lie in",
+        ),
+        (
+            "edge",
+            Layout(index=Index("ivfflat", lists=10)),
+            "hnsw is the one index that Qdrant has for vectors; ivfflat was asked for",
+        ),
+        (
+            "qdrant",
+            Layout(index=Index("scan", "float16")),
+            "Qdrant keeps no copy to scan; one of float16 was asked for: it scans what it stores",
+        ),
+        (
+            "qdrant",
+            Layout(index=Index("hnsw", "float16")),
+            "an hnsw index without quantisation holds the stored float32 vectors of 128 dimensions "
+            "themselves, not float16: store float16, or quantise",
+        ),
+        (
+            "qdrant",
+            Layout("float16", index=Index("hnsw", "float32")),
+            "an hnsw index without quantisation holds the stored float16 vectors of 128 dimensions "
+            "themselves, not float32: store float32, or quantise",
+        ),
+        (
+            "qdrant",
+            Layout(index=Index("hnsw", "int8", Shorten("truncate", 64))),
+            "Qdrant quantises the whole vectors of 128 dimensions here, not what is shortened to 64 for the "
+            "index; int8 was asked for",
+        ),
+        (
+            "qdrant@1.17.1",
+            Layout(index=Index("hnsw", "turbo2")),
+            "turboquant needs qdrant 1.18.0, this is 1.17.1",
+        ),
+        (
+            "qdrant",
+            Layout(index=Index("hnsw", m=0)),
+            "m of hnsw takes 1 to 10,000; this is 0",
+        ),
+        (
+            "edge",
+            Layout(index=Index("hnsw", ef_construction=3)),
+            "ef_construction of hnsw takes 4 to 2,147,483,647; this is 3",
+        ),
+        (
+            "qdrant",
+            Layout(index=Index("hnsw", ef_search=-1)),
+            "ef_search of hnsw takes 1 to 2,147,483,647; this is -1",
+        ),
     ],
 )
 def test_objections_are_sentences(on: str, layout: Layout, reason: str) -> None:
     assert limits(on).objection(Space(128, nested=(64, 32), model="mrl"), layout) == reason
+
+
+@pytest.mark.parametrize("on", ["qdrant", "edge", "qdrant@1.12.0"])
+def test_qdrant_stores_and_indexes_up_to_65536_dimensions(on: str) -> None:
+    known = limits(on)
+    for layout in (
+        Layout(),
+        Layout("float16"),
+        Layout(index=Index("hnsw")),
+        Layout(index=Index("hnsw", "bit")),
+    ):
+        assert known.objection(Space(1), layout) is None
+        assert known.objection(Space(65_536), layout) is None
+        assert known.objection(Space(65_537), layout) == (
+            "Qdrant stores vectors of up to 65,536 dimensions; these have 65,537 and must be shortened at "
+            "the door"
+        )
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout("float16", index=Index("hnsw", "float16")),
+        *(Layout(index=Index("hnsw", code), oversample=4) for code in sorted(QUANTISED)),
+        *(Layout("float16", index=Index("hnsw", code), oversample=4) for code in sorted(QUANTISED)),
+        Layout(index=Index("hnsw", "float16", Shorten("truncate", 64)), oversample=20),
+        Layout(index=Index("hnsw", "float32", Shorten("pca", 32)), oversample=20),
+        Layout(shorten=Shorten("truncate", 64), index=Index("hnsw", "int8"), oversample=4),
+    ],
+)
+@pytest.mark.parametrize("on", ["qdrant", "edge"])
+def test_qdrant_walks_what_is_stored_what_is_quantised_and_what_has_a_vector_of_its_own(
+    on: str, layout: Layout
+) -> None:
+    assert limits(on).objection(Space(128, nested=(64,)), layout) is None
+
+
+@pytest.mark.parametrize(
+    ("spread", "reason"),
+    [
+        (Spread(6, 2, 1), None),
+        (Spread(1, 3, 3), None),
+        (Spread(0), "a collection is cut into at least 1 shard; this is 0"),
+        (Spread(6, 4), "each shard is kept 1 to 3 times on 3 machines; this is 4"),
+        (Spread(6, 0), "each shard is kept 1 to 3 times on 3 machines; this is 0"),
+        (Spread(6, 2, 3), "1 to 2 of the machines that hold a shard can confirm a write; this is 3"),
+        (Spread(6, 2, 0), "1 to 2 of the machines that hold a shard can confirm a write; this is 0"),
+    ],
+)
+def test_a_cluster_spreads_over_the_machines_that_it_has(spread: Spread, reason: str | None) -> None:
+    three = replace(limits("qdrant"), nodes=3)
+    assert three.objection(Space(128), Layout(spread=spread)) == reason
+
+
+@pytest.mark.parametrize(
+    ("feature", "since"),
+    [
+        ("asymmetric binary quantization", "1.15.0"),
+        ("collection metadata", "1.16.0"),
+        ("acorn", "1.16.0"),
+        ("turboquant", "1.18.0"),
+        ("memory placement", "1.19.0"),
+    ],
+)
+def test_a_feature_of_qdrant_is_there_from_its_version_on_and_always_in_edge(
+    feature: str, since: str
+) -> None:
+    major, minor, _ = since.split(".")
+    assert limits(f"qdrant@{since}").has(feature)
+    assert not limits(f"qdrant@{major}.{int(minor) - 1}.9").has(feature)
+    assert limits("edge").has(feature)
+    assert limits("edge@0.7.2").has(feature)
+
+
+@pytest.mark.parametrize("m", [1, 100])
+def test_the_engine_builds_graphs_of_every_m_within_the_limits(m: int, tmp_path: Path) -> None:
+    assert limits("edge").objection(Space(8), Layout(index=Index("hnsw", m=m, ef_construction=4))) is None
+    graph = qdrant_edge.HnswIndexConfig(m=m, ef_construct=4, full_scan_threshold=1)
+    shard = qdrant_edge.EdgeShard.create(
+        str(tmp_path),
+        qdrant_edge.EdgeConfig(
+            vectors=qdrant_edge.EdgeVectorParams(size=8, distance=qdrant_edge.Distance.Dot),
+            hnsw_config=graph,
+            optimizers=qdrant_edge.EdgeOptimizersConfig(indexing_threshold=1),
+        ),
+    )
+    points = [qdrant_edge.Point(n, [float(n >> bit & 1) for bit in range(8)], {}) for n in range(200)]
+    shard.update(qdrant_edge.UpdateOperation.upsert_points(points))
+    shard.optimize()
+    assert shard.info().indexed_vectors_count == 200
+    shard.close()
 
 
 def test_a_prefix_of_an_unknown_model_is_refused_by_name() -> None:
@@ -379,7 +563,7 @@ def test_a_prefix_of_an_unknown_model_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("dim", [0, -1])
 def test_a_space_without_dimensions_is_refused(dim: int) -> None:
-    for on in ("flat", "pgvector"):
+    for on in ("flat", "pgvector", "qdrant", "edge"):
         assert limits(on).objection(Space(dim), Layout()) == (
             f"vectors have at least 1 dimension; these have {dim}"
         )
@@ -394,6 +578,9 @@ def test_flat_holds_any_dimension_in_either_precision() -> None:
 def test_the_version_is_assumed_only_where_none_is_named() -> None:
     assert (limits("pgvector").version, limits("pgvector").assumed) == ("0.8.0", True)
     assert (limits("PgVector@0.6.2").version, limits("pgvector@0.6.2").assumed) == ("0.6.2", False)
+    assert (limits("qdrant").version, limits("qdrant").assumed) == ("1.19.0", True)
+    assert (limits("qdrant@1.15.1").version, limits("qdrant@1.15.1").assumed) == ("1.15.1", False)
+    assert (limits("edge").version, limits("edge@0.9.0").assumed) == ("0.9.0", False)
 
 
 def test_versions_compare_as_numbers() -> None:
@@ -412,7 +599,7 @@ def test_an_unknown_backend_or_version_is_an_error_that_says_what_is_known(on: s
 
 
 def test_every_number_has_a_source() -> None:
-    for on in ("flat", "pgvector"):
+    for on in ("flat", "pgvector", "qdrant", "edge"):
         known = limits(on)
         for bound in (*known.stored.values(), *known.indexed.values(), *known.ranges.values()):
             assert bound.source

@@ -6,13 +6,24 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .types import Index, Layout
+from .objections import BITS, times
+from .types import Element, Index, Layout, Spread
 
 if TYPE_CHECKING:
+    from .places import Other
     from .planner import Plan, Refusal
 
 _WIDTH = 88
 _METHODS = {"truncate": "prefix", "pca": "PCA"}
+_PRECISION: dict[Element, str] = {
+    "float32": "",
+    "float16": "half-precision ",
+    "int8": "8-bit quantised ",
+    "turbo4": "4-bit quantised ",
+    "turbo2": "2-bit quantised ",
+    "turbo1": "1-bit quantised ",
+    "bit": "binary ",
+}
 
 
 def human(size: float) -> str:
@@ -48,11 +59,19 @@ def describe(layout: Layout, dim: int) -> str:
             parts.append(f"{layout.oversample}x oversampling")
         elif half:
             parts.append("vectors stored as float16")
+    if layout.spread:
+        parts.append(_spread(layout.spread))
     return ", ".join(parts)
 
 
+def _spread(spread: Spread) -> str:
+    confirmed = spread.write_consistency
+    confirm = f", writes confirmed by {confirmed:,} machines" if confirmed > 1 else ""
+    return f"spread in {spread.shards:,} shards, each kept {times(spread.replication)}{confirm}"
+
+
 def _index(index: Index, dim: int, stored: int) -> str:
-    precision = {"float32": "", "float16": "half-precision ", "bit": "binary "}[index.element]
+    precision = _PRECISION[index.element]
     dims = f"{dim:,} dims"
     source = ""
     if index.shorten:
@@ -70,7 +89,8 @@ def title(plan: Plan) -> str:
     space, limits = plan.space, plan.limits
     model = f" of {space.model}" if space.model else ""
     vectors = f"{plan.rows:,} vectors{model}, {space.dim:,} dimensions, {space.metric}"
-    return f"{vectors}, on {limits.backend} {limits.version}"
+    machines = f", {limits.nodes:,} machines" if limits.nodes > 1 else ""
+    return f"{vectors}, on {limits.backend} {limits.version}{machines}"
 
 
 def explain(plan: Plan) -> str:
@@ -78,11 +98,22 @@ def explain(plan: Plan) -> str:
     lines = [*textwrap.wrap(title(plan), _WIDTH)]
     lines += _section("Chosen", [describe(plan.layout, plan.space.dim)])
     lines += _section("Because", list(why(plan)))
+    lines += _section("Why here", list(plan.here))
     lines += _section("Takes", list(_takes(plan)))
     lines += _section("Search width", list(_width(plan.layout)))
     lines += _section("Note", list(plan.notes))
+    for number, other in enumerate(plan.others):
+        lines += ["", "Elsewhere"] if not number else []
+        lines += _wrapped("- ", f"{other.place}: {best(other, plan.space.dim)}")
+        for reason in other.reasons:
+            lines += _wrapped("  - ", reason)
     lines += _section("Refused", list(grouped(plan.refused)))
     return "\n".join(lines)
+
+
+def best(other: Other, dim: int) -> str:
+    """What a place that was not chosen would have done with vectors of `dim` dimensions."""
+    return "nothing" if other.layout is None else describe(other.layout, dim)
 
 
 def by_reason(refused: Sequence[Refusal]) -> dict[str, list[Layout]]:
@@ -113,6 +144,8 @@ def _label(layout: Layout) -> str:
         details.append("stored as float16")
     if layout.inline:
         details.append("inline")
+    if layout.spread:
+        details.append(f"{layout.spread.shards:,} shards")
     if layout.shorten:
         details.append(f"{_METHODS[layout.shorten.method]} {layout.shorten.dim:,} at the door")
     return f"{text} ({', '.join(details)})" if details else text
@@ -124,21 +157,30 @@ def _section(title: str, items: list[str]) -> Iterator[str]:
     yield ""
     yield title
     for item in items:
-        yield from textwrap.wrap(
-            item, _WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
-        )
+        yield from _wrapped("- ", item)
+
+
+def _wrapped(mark: str, text: str) -> list[str]:
+    indent = " " * len(mark)
+    return textwrap.wrap(text, _WIDTH, initial_indent=mark, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def why(plan: Plan) -> Iterator[str]:
     """The reasons for the chosen layout, a sentence each."""
     layout, index = plan.layout, plan.layout.index
     if plan.refused:
-        before = len(plan.refused)
-        yield f"it is the first in order of preference that nothing speaks against; {before} were refused"
+        before = "1 was" if len(plan.refused) == 1 else f"{len(plan.refused):,} were"
+        yield f"it is the first in order of preference that nothing speaks against; {before} refused"
     else:
         yield "it is the layout preferred most, and nothing speaks against it"
     if layout.shorten:
         yield "nothing fits that keeps the whole vectors"
+    if layout.spread:
+        kept = times(layout.spread.replication)
+        yield (
+            f"it is spread over {plan.limits.nodes:,} machines in {layout.spread.shards:,} shards, each kept "
+            f"{kept}: they share memory and searches, and any one may fail"
+        )
     if layout.element == "float16":
         yield "half precision halves what is stored, and rarely changes which vectors are nearest"
     if index is None:
@@ -153,6 +195,12 @@ def why(plan: Plan) -> Iterator[str]:
         yield "the model is trained so that a prefix is an embedding; re-ranking on the whole is exact"
     elif index.shorten:
         yield "the projection keeps most of what tells the vectors apart; re-ranking on the whole is exact"
+    elif index.element in ("int8", "turbo4", "turbo2", "turbo1"):
+        bits = BITS[index.element]
+        yield (
+            f"{bits} bit{'s' if bits > 1 else ''} for each dimension are {32 // bits} times smaller; "
+            f"re-ranking on the whole restores the order"
+        )
     elif index.element == "bit":
         yield "one bit for each dimension is 32 times smaller; re-ranking on the whole restores the order"
     elif index.element == "float16" and layout.element == "float32":
@@ -162,15 +210,16 @@ def why(plan: Plan) -> Iterator[str]:
 def _takes(plan: Plan) -> Iterator[str]:
     costs = plan.estimates
     both = costs.table_bytes + costs.index_bytes
+    each = " on each machine" if plan.limits.nodes > 1 else ""
     yield (
-        f"disk: {human(both)} (table {human(costs.table_bytes)}, index {human(costs.index_bytes)}), "
+        f"disk{each}: {human(both)} (table {human(costs.table_bytes)}, index {human(costs.index_bytes)}), "
         f"documents and metadata not counted"
     )
     if costs.build_memory_bytes:
         build, serve = human(costs.build_memory_bytes), human(costs.serve_memory_bytes)
-        yield f"memory: {build} to build the index, {serve} to serve"
+        yield f"memory{each}: {build} to build the index, {serve} to serve"
     else:
-        yield f"memory: {human(costs.serve_memory_bytes)} to keep all that is scanned cached"
+        yield f"memory{each}: {human(costs.serve_memory_bytes)} to keep all that is scanned cached"
     if costs.scan_seconds:
         yield f"time: about {lasting(costs.scan_seconds)} for one search to read its vectors"
 

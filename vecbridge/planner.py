@@ -1,7 +1,8 @@
 """The layout that suits an embedding space, with the reasons: the first candidate without an objection.
 
-`candidates` is the policy: layouts in order of preference, the most exact first. Limits and budgets object,
-each with a sentence. Nothing here talks to a server or loads a driver.
+`candidates` holds the policy: layouts in order of preference, the most exact first. Limits and budgets
+object, each with a sentence; of several places, `places` chooses one. Nothing here talks to a server or loads
+a driver.
 """
 
 from __future__ import annotations
@@ -10,29 +11,22 @@ import math
 import operator
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, get_args
 
-from . import models, sizes
+from . import models
+from .candidates import candidates
 from .errors import InputError, PlanError
 from .explain import describe, explain, grouped, human, lasting
-from .limits import Limits, largest_inline
+from .limits import Limits
 from .limits import limits as limits_of
+from .objections import QUANTISED
+from .places import Other, choose
 from .sizes import Estimates, estimate
-from .types import Element, Index, Layout, Metric, Shorten, Space
+from .types import Layout, Metric, Space
 
 DEFAULT_ROWS = 100_000
 LATENCY = 0.1
-
-# what the index holds instead of the whole vector where it is shortened: 512 dimensions with re-ranking found
-# 99 % of the neighbours in 3,072 (Supabase, 1,000,000 x text-embedding-3-large, February 2024)
-_INDEXED = (1024, 512, 256)
-_DOOR = (1024, 512, 256, 128, 64)
-# below this many signs too many vectors share a code: 128 and 960 dimensions of image features found 0 to
-# 16 % of the neighbours even re-ranked (J. Katz, April 2024), text embeddings of 1,536 found 99 %
-_SIGNS = 512
-# the share of a float32 index's bytes below which half precision is the better default
-_HALF = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +42,8 @@ class Plan:
     """The layout chosen for a space, and why; `print(plan.explain())` shows it as text.
 
     `refused`: the layouts that would have been preferred, in order, each with its reason. `notes`: what was
-    assumed, and what to watch.
+    assumed, and what to watch. Where several places were planned for, `place` names the one that was chosen,
+    `here` says why, in sentences, and `others` why not the rest.
     """
 
     space: Space
@@ -58,6 +53,9 @@ class Plan:
     refused: tuple[Refusal, ...]
     estimates: Estimates
     notes: tuple[str, ...]
+    place: str = ""
+    here: tuple[str, ...] = ()
+    others: tuple[Other, ...] = ()
 
     def explain(self) -> str:
         """The plan as text for a terminal: choice, reasons, sizes, assumptions, refusals; 88 columns."""
@@ -75,6 +73,10 @@ class Plan:
             "refused": [{"layout": one.layout.to_dict(), "reason": one.reason} for one in self.refused],
             "estimates": asdict(self.estimates),
             "notes": list(self.notes),
+            "nodes": self.limits.nodes,
+            "place": self.place,
+            "here": list(self.here),
+            "others": [one.to_dict(self.space.dim) for one in self.others],
         }
 
 
@@ -90,29 +92,100 @@ def plan(
     *,
     rows: int = DEFAULT_ROWS,
     metric: Metric = "cosine",
-    on: str | Limits = "pgvector",
+    on: str | Limits | Sequence[str | Limits] = "pgvector",
     model: str | None = None,
     nested: Sequence[int] | None = None,
     memory: int | str | None = None,
     disk: int | str | None = None,
     latency: float = LATENCY,
+    nodes: int | None = None,
 ) -> Plan:
     """The best layout for `rows` vectors of `dim` dimensions, with the reasons. Needs no server.
 
-    `on`: "flat", "pgvector", a version such as "pgvector@0.6.2", or the Limits of a server.
+    `on`: "flat", "pgvector", "qdrant", "edge", a version such as "pgvector@0.6.2", the Limits of a server, or
+    several of them in order of preference, of which the plan then chooses one.
     `nested`: Matryoshka sizes of the vectors; None takes those known for `model`.
-    `memory` (for the index, while building and serving) and `disk` (for table and index): bytes, or text
-    such as "16GB" or "512MiB"; None sets no bound. `latency`: seconds that one search may take; a store
-    without indexes only notes it.
+    `memory` (for the index, while building and serving) and `disk` (for table and index), of one machine:
+    bytes, or text such as "16GB" or "512MiB"; None sets no bound. `latency`: seconds that one search may
+    take; a store without indexes only notes it, unless there are others. `nodes`: machines of a Qdrant
+    cluster.
     Raises InputError for arguments that make no sense, PlanError where no layout fits.
+    """
+    wanted = [on] if isinstance(on, str | Limits) else list(on)
+    if not wanted:
+        raise InputError("expected at least one backend to plan for, got none")
+    known = [limits_of(one) if isinstance(one, str) else one for one in wanted]
+    places = [(f"{limits.backend} {limits.version}", limits) for limits in known]
+    return plan_places(
+        dim,
+        places=places,
+        rows=rows,
+        metric=metric,
+        model=model,
+        nested=nested,
+        memory=memory,
+        disk=disk,
+        latency=latency,
+        nodes=nodes,
+    )[1]
+
+
+def plan_places(
+    dim: int,
+    *,
+    places: Sequence[tuple[str, Limits]],
+    rows: int = DEFAULT_ROWS,
+    metric: Metric = "cosine",
+    model: str | None = None,
+    nested: Sequence[int] | None = None,
+    memory: int | str | None = None,
+    disk: int | str | None = None,
+    latency: float = LATENCY,
+    nodes: int | None = None,
+) -> tuple[int, Plan]:
+    """Which of `places` suits best, counted from 0, and the plan for it, which says why not the others.
+
+    `places`: the name that a place has in the explanation, as its URL, and its limits; the one that is liked
+    best comes first. The rest, and what is raised, as for `plan`.
     """
     space, rows = make_space(dim, metric=metric, model=model, nested=nested), whole_number(rows, "rows", 0)
     if isinstance(latency, bool) or not isinstance(latency, int | float) or not 0 < latency < math.inf:
         raise InputError(f"expected a latency above 0, in seconds, got {latency!r}")
     budget = _Budget(_bytes(memory, "memory"), _bytes(disk, "disk"), float(latency))
-    limits = limits_of(on) if isinstance(on, str) else on
-    notes = list(_about_model(space, asked=nested is None))
+    if nodes is not None:
+        places = _clustered(places, whole_number(nodes, "nodes", 1))
+    about = tuple(_about_model(space, asked=nested is None))
+    outcomes = [(name, _plan(space, rows, limits, budget, about)) for name, limits in places]
+    chosen = choose(outcomes, latency=budget.latency)
+    if chosen is not None:
+        return chosen
+    what = f"no layout for {rows:,} vectors of {dim:,} dimensions"
+    reasons = []
+    for name, refused in outcomes:
+        assert isinstance(refused, tuple)  # else it would have been chosen
+        lines = "\n".join(f"- {line}" for line in grouped(refused))
+        reasons.append(f"on {name} fits; refused were:\n{lines}")
+    raise PlanError(f"{what} " + "\nand none ".join(reasons))
 
+
+def _clustered(places: Sequence[tuple[str, Limits]], nodes: int) -> list[tuple[str, Limits]]:
+    """The places with a Qdrant of so many machines."""
+    if nodes > 1 and not any(limits.backend == "qdrant" for _, limits in places):
+        named = ", ".join(limits.backend for _, limits in places)
+        raise InputError(
+            f"expected qdrant among the backends for a cluster of {nodes:,} nodes, got {named}: the others "
+            f"keep a collection on one machine"
+        )
+    return [
+        (name, replace(limits, nodes=nodes) if limits.backend == "qdrant" else limits)
+        for name, limits in places
+    ]
+
+
+def _plan(
+    space: Space, rows: int, limits: Limits, budget: _Budget, about: tuple[str, ...]
+) -> Plan | tuple[Refusal, ...]:
+    """The first candidate that nothing speaks against in one place, or all refusals."""
     refused: list[Refusal] = []
     for layout in candidates(space, rows, limits):
         reason = limits.objection(space, layout)
@@ -120,99 +193,10 @@ def plan(
             costs = estimate(space, layout, rows=rows, limits=limits, memory=budget.memory)
             reason = _too_much(space, layout, rows, limits, budget, costs)
             if reason is None:
-                notes += _notes(space, layout, rows, limits, budget, costs)
-                return Plan(space, rows, layout, limits, tuple(refused), costs, tuple(notes))
+                notes = (*about, *_notes(space, layout, rows, limits, budget, costs))
+                return Plan(space, rows, layout, limits, tuple(refused), costs, notes)
         refused.append(Refusal(layout, reason))
-    lines = "\n".join(f"- {line}" for line in grouped(refused))
-    raise PlanError(
-        f"no layout for {rows:,} vectors of {dim:,} dimensions on {limits.backend} {limits.version} fits; "
-        f"refused were:\n{lines}"
-    )
-
-
-def candidates(space: Space, rows: int, limits: Limits) -> Iterator[Layout]:
-    """Layouts worth considering, in order of preference: the more exact first, what cannot be undone last."""
-    yield from _whole_vectors(space.dim, rows, limits, None)
-    if limits.indexed:
-        yield from _shortened_index(space, rows, limits)
-    for size in space.nested:
-        yield from _whole_vectors(size, rows, limits, Shorten("truncate", size))
-    for size in _DOOR:
-        if size * 2 <= space.dim:
-            yield from _whole_vectors(size, rows, limits, Shorten("pca", size))
-
-
-def _whole_vectors(dim: int, rows: int, limits: Limits, door: Shorten | None) -> Iterator[Layout]:
-    """Layouts that search all of the `dim` stored dimensions."""
-    elements: tuple[Literal["float32", "float16"], ...] = ("float32", "float16")
-    for element in elements:
-        plain = Layout(element=element, shorten=door)
-        yield from _exact(plain, dim, limits)
-        if not limits.indexed:
-            continue
-        if element == "float16":
-            yield Layout(element=element, shorten=door, index=_hnsw("float16", 100))
-            yield Layout(element=element, shorten=door, index=_ivfflat("float16", rows))
-            continue
-        half = Layout(shorten=door, index=_hnsw("float16", 100), oversample=2)
-        full = Layout(shorten=door, index=_hnsw("float32", 100))
-        half_lists = Layout(shorten=door, index=_ivfflat("float16", rows), oversample=2)
-        full_lists = Layout(shorten=door, index=_ivfflat("float32", rows))
-        fits = limits.indexed.get("hnsw float32")
-        if fits and dim <= fits.high and _halves(dim):
-            yield from (half, full, half_lists, full_lists)
-        else:
-            yield from (full, half, full_lists, half_lists)
-
-
-def _exact(plain: Layout, dim: int, limits: Limits) -> Iterator[Layout]:
-    if limits.page:
-        inline = Layout(element=plain.element, shorten=plain.shorten, inline=True)
-        yield inline
-        if dim <= largest_inline(inline, limits.page):
-            return
-    yield plain
-    if limits.page and plain.element == "float32":
-        yield Layout(shorten=plain.shorten, index=Index("scan", "float16"), oversample=4)
-
-
-def _shortened_index(space: Space, rows: int, limits: Limits) -> Iterator[Layout]:
-    """Layouts that keep the whole vector to re-rank, and search less of it."""
-    dim = space.dim
-    # a model without known prefixes is asked once, for the reader to hear why not
-    prefixes = [size for size in space.nested if 64 <= size <= _INDEXED[0]] or [min(dim // 2, _INDEXED[0])]
-    for size in prefixes[:3] if dim > 1 else ():
-        yield from _both(_hnsw("float16", 200, Shorten("truncate", size)), rows, oversample=20)
-    if dim >= _SIGNS:
-        if limits.page and dim > largest_inline(Layout(index=Index("scan", "float16")), limits.page):
-            yield Layout(index=Index("scan", "bit"), oversample=40)
-        yield from _both(_hnsw("bit", 400), rows, oversample=40)
-    for size in _INDEXED:
-        if size * 2 <= dim:
-            yield from _both(_hnsw("float16", 200, Shorten("pca", size)), rows, oversample=20)
-            if size < _INDEXED[0]:  # a float32 projection of 1,024 dimensions costs a page per row
-                yield from _both(_hnsw("float32", 200, Shorten("pca", size)), rows, oversample=20)
-
-
-def _both(index: Index, rows: int, *, oversample: int) -> Iterator[Layout]:
-    yield Layout(index=index, oversample=oversample)
-    yield Layout(index=_ivfflat(index.element, rows, index.shorten), oversample=oversample)
-
-
-def _hnsw(element: Element, ef_search: int, shorten: Shorten | None = None) -> Index:
-    return Index("hnsw", element, shorten, ef_search=ef_search)
-
-
-def _ivfflat(element: Element, rows: int, shorten: Shorten | None = None) -> Index:
-    """Lists as pgvector's README advises; more probes than it does, for recall on clustered vectors."""
-    lists = min(max(rows // 1000 if rows <= 1_000_000 else math.isqrt(rows), 1), 32_768)
-    probes = min(lists, max(10, math.ceil(1.5 * math.sqrt(lists))))
-    return Index("ivfflat", element, shorten, lists=lists, probes=probes)
-
-
-def _halves(dim: int) -> bool:
-    full = sizes.hnsw_bytes(1000, "float32", dim)
-    return sizes.hnsw_bytes(1000, "float16", dim) <= _HALF * full
+    return tuple(refused)
 
 
 def _too_much(
@@ -220,21 +204,23 @@ def _too_much(
 ) -> str | None:
     """Why this layout breaks a budget, with both numbers."""
     total, index = costs.table_bytes + costs.index_bytes, layout.index
+    each = " on each machine" if limits.nodes > 1 else ""
     if budget.disk is not None and total > budget.disk:
         return (
-            f"it takes about {human(total)} on disk (table {human(costs.table_bytes)}, index "
+            f"it takes about {human(total)} on disk{each} (table {human(costs.table_bytes)}, index "
             f"{human(costs.index_bytes)}); the budget is {human(budget.disk)}"
         )
     if budget.memory is not None and index is not None and index.kind != "scan":
         if costs.build_memory_bytes > budget.memory:
             return (
-                f"building its index takes about {human(costs.build_memory_bytes)} of memory; the budget is "
-                f"{human(budget.memory)}"
+                f"building its index takes about {human(costs.build_memory_bytes)} of memory{each}; the "
+                f"budget is {human(budget.memory)}{_machines(limits, layout, costs, budget.memory)}"
             )
         if index.kind == "hnsw" and costs.serve_memory_bytes > budget.memory:
             return (
-                f"its index of about {human(costs.serve_memory_bytes)} is read at random and has to stay in "
-                f"memory; the budget is {human(budget.memory)}"
+                f"its index of about {human(costs.serve_memory_bytes)}{each} is read at random and has to "
+                f"stay in memory; the budget is {human(budget.memory)}"
+                f"{_machines(limits, layout, costs, budget.memory)}"
             )
     if costs.scan_seconds <= budget.latency or not limits.indexed:
         return None
@@ -244,6 +230,16 @@ def _too_much(
         return f"one search reads {part}, which takes about {took}; the budget is {allowed}"
     what = "a scan of the copy" if index is not None else "an exact scan"
     return f"{what} of {rows:,} x {layout.index_dim(space.dim):,} takes about {took}; the budget is {allowed}"
+
+
+def _machines(limits: Limits, layout: Layout, costs: Estimates, memory: int) -> str:
+    """How large a Qdrant cluster would have to be for this layout's memory; nothing to say for others."""
+    if limits.backend != "qdrant":
+        return ""
+    kept = layout.spread.replication if layout.spread else 1
+    once = max(costs.build_memory_bytes, costs.serve_memory_bytes) * limits.nodes / kept
+    machines = max(math.ceil(2 * once / memory), 2)
+    return f"; a cluster of {machines:,} such machines would hold it, each shard kept twice"
 
 
 def _notes(
@@ -259,6 +255,8 @@ def _notes(
             f"{limits.backend} storage has no index: one search takes about {lasting(costs.scan_seconds)}, "
             f"the budget is {lasting(budget.latency)}; a store with an index, such as pgvector, is faster"
         )
+    if limits.backend in ("qdrant", "edge"):
+        yield from _about_qdrant(space, layout, limits)
     for shorten in (layout.shorten, layout.index.shorten if layout.index else None):
         if shorten and shorten.method == "pca":
             yield (
@@ -282,6 +280,24 @@ def _notes(
     ):
         fixed = limits.features["repaired hnsw vacuum"].since
         yield f"before {limits.backend} {fixed}, vacuum after many deletes can damage hnsw: upgrade"
+
+
+def _about_qdrant(space: Space, layout: Layout, limits: Limits) -> Iterator[str]:
+    index, spread = layout.index, layout.spread
+    if index is not None:
+        # Qdrant's full_scan_threshold and indexing_threshold, both of one segment (config/config.yaml)
+        few = 10_000 * 1024 // (layout.stored_dim(space.dim) * (4 if layout.element == "float32" else 2))
+        yield (
+            f"Qdrant itself scans segments of less than 10,000 KB, here {few:,} vectors, exactly and without "
+            f"their index"
+        )
+        if index.element in QUANTISED:
+            yield "quantised copies are made when the index is built; the whole vectors may stay on disk"
+    if spread is not None:
+        yield (
+            f"the number of shards is fixed once the collection is made: {spread.shards:,} let it grow to "
+            f"{spread.shards * spread.replication:,} machines"
+        )
 
 
 def make_space(

@@ -1,63 +1,188 @@
-"""Stores and collections: the shared API. It checks, reduces and delegates; no SQL is spoken here."""
+"""Stores: one place that holds collections, or several that are one. The only door to `Collection`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, TypedDict, TypeVar, Unpack
 
 from numpy.typing import ArrayLike
 
-from . import checks, evaluate
+from . import backends, checks, planner
 from .backends import Backend, Table
-from .backends import connect as open_backend
-from .errors import CollectionNotFound, InputError, PlanError
+from .collection import Collection
+from .errors import (
+    Busy,
+    CollectionExists,
+    CollectionNotFound,
+    InputError,
+    ManifestError,
+    PlanError,
+    StoreError,
+    Unavailable,
+    UrlError,
+)
 from .limits import Limits
 from .manifest import Manifest, check_name
 from .planner import DEFAULT_ROWS, LATENCY, Plan, make_space, whole_number
-from .planner import plan as make_plan
 from .reduction import Reduction, fit
-from .types import (
-    Batch,
-    FieldKind,
-    Hit,
-    IndexState,
-    Layout,
-    Metadata,
-    Metric,
-    Progress,
-    Shorten,
-    Sizes,
-    Space,
-)
+from .types import FieldKind, Layout, Metric, Shorten
 
 if TYPE_CHECKING:
     from .types import Floats
 
+__all__ = ["Collection", "Place", "Store", "connect"]
 
-def connect(url: str) -> Store:
-    """The store that a URL names: `flat:PATH`, `pgvector:PATH` or `postgresql://…`.
+T = TypeVar("T")
 
-    Raises UrlError, MissingExtra, Unavailable, Forbidden, FeatureMissing.
+
+class _Wishes(TypedDict):
+    metric: Metric
+    rows: int
+    model: str | None
+    nested: Sequence[int] | None
+    memory: int | str | None
+    disk: int | str | None
+    latency: float
+
+
+# a place may come back from these by itself
+_AWAY = (Unavailable, Busy)
+# seconds for which a place that did not answer is not waited for where another one has what is looked for
+_REST = 30.0
+
+
+def connect(*urls: str) -> Store:
+    """The store that URLs name, each as `flat:PATH`, `pgvector:PATH`, `postgresql://…` or `qdrant://…`.
+
+    Several URLs are one store made of several places. It connects to those that answer, and raises where
+    none does. The order counts: among places that suit a collection equally, the first gets it.
+
+    Raises UrlError, MissingExtra, Unavailable, Forbidden, FeatureMissing, Busy.
     """
-    return Store(open_backend(url))
+    if not urls:
+        raise UrlError("expected one or more store URLs, got none")
+    if len(set(urls)) < len(urls):
+        raise UrlError("expected every store URL once, got one of them twice")
+    with ExitStack() as undo:
+        places = []
+        for url in urls:
+            place = Place(url)
+            undo.callback(place.close)
+            places.append(place)
+        silent = []
+        for place in places:
+            try:
+                place.ask(lambda backend: backend.url)
+            except _AWAY as error:
+                silent.append(error)
+        if len(silent) == len(places):
+            raise silent[0]
+        shown = [place.url for place in places]
+        for url in shown:
+            if shown.count(url) > 1:
+                raise UrlError(f"expected every place once, got {url} twice")
+        undo.pop_all()
+    return Store(places)
 
 
-class Store:
-    """One place that holds collections. Close it, or use it as a context manager; safe for threads."""
+class Place:
+    """One of the places that a store is made of. It connects when it is needed, and again if that failed."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, url: str) -> None:
+        self._given = url
+        self._shown = backends.shown(url)
+        self._backend: Backend | None = None
+        self._closed = False
+        self._connecting = threading.Lock()
+        self._failed = -math.inf
 
     @property
     def url(self) -> str:
         """Where this is, without password."""
-        return self._backend.url
+        return self._shown
 
     @property
     def limits(self) -> Limits:
-        """What this very store can hold and index."""
-        return self._backend.limits()
+        """What can be held and indexed here. Raises Unavailable while it does not answer."""
+        return self.ask(lambda backend: backend.limits())
+
+    @property
+    def away(self) -> bool:
+        """Whether it did not answer just now."""
+        return monotonic() - self._failed < _REST
+
+    def __repr__(self) -> str:
+        return f"<vecbridge.Place {self.url}>"
+
+    def ask(self, question: Callable[[Backend], T]) -> T:
+        """What the question returns when it is put to the backend. Raises what connecting raises, too."""
+        try:
+            answer = question(self._connected())
+        except _AWAY:
+            self._failed = monotonic()
+            raise
+        self._failed = -math.inf
+        return answer
+
+    def _connected(self) -> Backend:
+        with self._connecting:
+            if self._closed:
+                raise StoreError(f"{self.url} was closed; connect again")
+            if self._backend is None:
+                self._backend = backends.connect(self._given)
+                self._shown = self._backend.url
+            return self._backend
+
+    def close(self) -> None:
+        """Give back connections, files and locks. May be called twice."""
+        with self._connecting:
+            self._closed = True
+            if self._backend is not None:
+                self._backend.close()
+
+
+class Store:
+    """What holds collections: one place or several. Close it, or use it in a `with`; safe for threads.
+
+    In a store of several places a name exists once, wherever the collection lies. While a place does not
+    answer, collections in the others can be used; what has to know all places (`create`, `collections`, a
+    name that no other place has) raises Unavailable, and asks it again each time.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = tuple(places)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The places that it is made of, in the order given."""
+        return self._places
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where they are, without passwords."""
+        return tuple(place.url for place in self._places)
+
+    @property
+    def url(self) -> str:
+        """Where this is, without password; several URLs with blanks between them."""
+        return " ".join(self.urls)
+
+    @property
+    def limits(self) -> Limits:
+        """What this very store can hold and index, where it is a single place.
+
+        Raises InputError for a store of several places: each has its own, see `places`.
+        """
+        if len(self._places) > 1:
+            raise InputError(
+                f"{self.url} are several places; each has its own limits: store.places[0].limits"
+            )
+        return self._places[0].limits
 
     def __repr__(self) -> str:
         return f"<vecbridge.Store {self.url}>"
@@ -71,12 +196,44 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Give back connections, files and locks."""
-        self._backend.close()
+        """Give back connections, files and locks, those of every place even if one of them fails."""
+        with ExitStack() as each:
+            for place in self._places:
+                each.callback(place.close)
 
     def collections(self) -> list[str]:
-        """Names of the collections here, sorted."""
-        return self._backend.names()
+        """Names of the collections here, sorted. Raises Unavailable while a place does not answer."""
+        return sorted({name for place in self._places for name in place.ask(lambda backend: backend.names())})
+
+    def plan(
+        self,
+        dim: int,
+        *,
+        metric: Metric = "cosine",
+        rows: int = DEFAULT_ROWS,
+        model: str | None = None,
+        nested: Sequence[int] | None = None,
+        memory: int | str | None = None,
+        disk: int | str | None = None,
+        latency: float = LATENCY,
+    ) -> Plan:
+        """What `create` would make of these vectors here, and why; makes nothing. Raises as `create` does."""
+        return self._planned(
+            dim,
+            metric=metric,
+            rows=rows,
+            model=model,
+            nested=nested,
+            memory=memory,
+            disk=disk,
+            latency=latency,
+        )[1]
+
+    def _planned(self, dim: int, **wishes: Unpack[_Wishes]) -> tuple[Place, Plan]:
+        """Where the collection would go, and the plan for it."""
+        places = [(place.url, place.limits) for place in self._places]
+        number, plan = planner.plan_places(dim, places=places, **wishes)
+        return self._places[number], plan
 
     def create(
         self,
@@ -94,24 +251,24 @@ class Store:
         latency: float = LATENCY,
         filterable: Mapping[str, FieldKind] | None = None,
     ) -> Collection:
-        """A new, empty collection whose layout is planned for this store and `rows` rows.
+        """A new, empty collection, whose layout (and place) is planned for this store and `rows` rows.
 
-        `layout` overrules the plan, if the store can hold it. `sample`, float (n, dim), is needed where the
-        layout has a PCA. `nested` are Matryoshka sizes of a model that vecbridge does not know; `memory` and
-        `disk` (bytes, or "16GB") and `latency` (seconds) are budgets for the plan. `filterable`: metadata
-        fields that filters will use, as {"topic": "text", "year": "number", "draft": "boolean"}; Qdrant
-        indexes them, other stores filter without. Raises CollectionExists, PlanError, InputError; nothing is
-        made then.
+        `layout` overrules the plan; the collection goes to the first place that can hold it. `sample`, float
+        (n, dim), is needed where the layout has a PCA. `nested` are Matryoshka sizes of a model that
+        vecbridge does not know; `memory` and `disk` (bytes, or "16GB") and `latency` (seconds) are budgets
+        for the plan. `filterable`: metadata fields that filters will use, as {"topic": "text", "year":
+        "number", "draft": "boolean"}; Qdrant indexes them, other stores filter without.
+        Raises CollectionExists, PlanError, InputError, Unavailable; nothing is made then.
         """
         check_name(name)
         fields = checks.filterable(filterable)
+        self._check_free(name)
         planned = None
         if layout is None:
-            planned = make_plan(
+            place, planned = self._planned(
                 dim,
-                rows=rows,
                 metric=metric,
-                on=self.limits,
+                rows=rows,
                 model=model,
                 nested=nested,
                 memory=memory,
@@ -122,8 +279,12 @@ class Store:
         else:
             space = make_space(dim, metric=metric, model=model, nested=nested)
             rows = whole_number(rows, "rows", 0)
-            if reason := self.limits.objection(space, layout):
-                raise PlanError(f"this layout cannot be made on {self.url}: {reason}")
+            objections = [(place, place.limits.objection(space, layout)) for place in self._places]
+            able = [place for place, objection in objections if objection is None]
+            if not able:
+                reasons = "; ".join(f"on {place.url}: {objection}" for place, objection in objections)
+                raise PlanError(f"this layout cannot be made {reasons}")
+            place = able[0]
         rows_of = None if sample is None else checks.vectors(sample, space=space, what="the sample")
         reduction = _fit(layout.shorten, space.dim, space.metric, rows_of)
         inner = None
@@ -131,20 +292,109 @@ class Store:
             stored = rows_of if rows_of is None or reduction is None else reduction.apply(rows_of)
             inner = _fit(layout.index.shorten, layout.stored_dim(space.dim), space.metric, stored)
         manifest = Manifest(name, space, layout, rows, reduction, inner, filterable=fields)
-        return Collection(self._backend.create(manifest), planned)
+        table = place.ask(lambda backend: backend.create(manifest))
+        return Collection(table, url=place.url, plan=planned)
+
+    def _check_free(self, name: str) -> None:
+        """Raise CollectionExists where one of several places has the name; a single one looks itself."""
+        if len(self._places) == 1:
+            return
+        try:
+            found = self._having(name, lambda backend: _there(backend, name))
+        except CollectionNotFound:
+            return
+        raise CollectionExists(
+            f"collection {name!r} is in {found[0][0].url} already; open it, drop it, or take another name"
+        )
 
     def open(self, name: str, *, model: str | None = None) -> Collection:
-        """The collection of this name; with `model`, only if its vectors are of that model.
+        """The collection of this name, wherever it lies; with `model`, only if its vectors are of that model.
 
-        Raises CollectionNotFound, ModelMismatch, ManifestError.
+        Raises CollectionNotFound, ModelMismatch, ManifestError; Unavailable where it may be in a place that
+        does not answer; InputError where two places have a collection of this name.
         """
-        collection = Collection(self._backend.open(_findable(name)))
+        _findable(name)
+        found = self._having(name, lambda backend: _opened(backend, name))
+        if len(found) > 1:
+            for _, table in found:
+                if not isinstance(table, ManifestError):
+                    table.close()
+        place, table = _only(name, found)
+        if isinstance(table, ManifestError):
+            raise table
+        collection = Collection(table, url=place.url)
         checks.check_model(model, collection.space)
         return collection
 
+    def find(self, name: str) -> Place:
+        """The place that has the collection, which need not be fit to be opened. Raises as `open` does."""
+        _findable(name)
+        return _only(name, self._having(name, lambda backend: _listed(backend, name)))[0]
+
     def drop(self, name: str) -> None:
-        """Delete the collection and everything in it. Raises CollectionNotFound."""
-        self._backend.drop(_findable(name))
+        """Delete the collection and everything in it. Raises as `find` does."""
+        _findable(name)
+        place = self._places[0] if len(self._places) == 1 else self.find(name)
+        place.ask(lambda backend: backend.drop(name))
+
+    def _having(self, name: str, look: Callable[[Backend], T]) -> list[tuple[Place, T]]:
+        """The places that have the collection, and what `look` makes of each; it raises CollectionNotFound.
+
+        Raises CollectionNotFound where none has it; Unavailable or Busy where one that does not answer might.
+        """
+        if len(self._places) == 1:
+            return [(self._places[0], self._places[0].ask(look))]
+        found: list[tuple[Place, T]] = []
+        silent: list[tuple[Place, Unavailable | Busy]] = []
+        for place in sorted(self._places, key=lambda place: place.away):
+            if found and place.away:
+                break
+            try:
+                found.append((place, place.ask(look)))
+            except CollectionNotFound:
+                continue
+            except _AWAY as error:
+                silent.append((place, error))
+        if found:
+            return found
+        if silent:
+            place, why = silent[0]
+            raise type(why)(
+                f"{name!r} is in none of the places that answer; it may be in {place.url}: {why}"
+            ) from why
+        raise CollectionNotFound(f"no collection {name!r} in {self.url}")
+
+
+def _opened(backend: Backend, name: str) -> Table | ManifestError:
+    """The collection; or why it cannot be opened, because it is there all the same."""
+    try:
+        return backend.open(name)
+    except ManifestError as error:
+        return error
+
+
+def _there(backend: Backend, name: str) -> None:
+    """Return if the backend has the collection. Raises CollectionNotFound."""
+    table = _opened(backend, name)
+    if not isinstance(table, ManifestError):
+        table.close()
+
+
+def _listed(backend: Backend, name: str) -> None:
+    """Return if the backend lists the collection, whatever state it is in. Raises CollectionNotFound."""
+    if name not in backend.names():
+        raise CollectionNotFound(f"no collection {name!r} in {backend.url}")
+
+
+def _only(name: str, found: list[tuple[Place, T]]) -> tuple[Place, T]:
+    """The one that was found. Raises InputError where it is not the only one."""
+    if len(found) > 1:
+        # taking the first would write to, or delete, what may be the wrong one
+        urls = " and in ".join(place.url for place, _ in found)
+        raise InputError(
+            f"there is a collection {name!r} in {urls}; connect to one of them alone, to use it or to drop it"
+        )
+    return found[0]
 
 
 def _findable(name: str) -> str:
@@ -156,212 +406,3 @@ def _findable(name: str) -> str:
 
 def _fit(shorten: Shorten | None, source: int, metric: Metric, sample: Floats | None) -> Reduction | None:
     return None if shorten is None else fit(shorten, source=source, metric=metric, sample=sample)
-
-
-class Collection:
-    """One set of records: ids, vectors, documents, metadata. Comes from `Store.create` or `Store.open`.
-
-    `plan` is the Plan that it was created by in this process, else None.
-    """
-
-    def __init__(self, table: Table, plan: Plan | None = None) -> None:
-        self._table = table
-        self.plan = plan
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the collection says of itself."""
-        return self._table.manifest
-
-    @property
-    def name(self) -> str:
-        """The collection's name."""
-        return self.manifest.name
-
-    @property
-    def space(self) -> Space:
-        """The embedding space of its vectors."""
-        return self.manifest.space
-
-    @property
-    def layout(self) -> Layout:
-        """How its vectors lie in the store."""
-        return self.manifest.layout
-
-    def __repr__(self) -> str:
-        return f"<vecbridge.Collection {self.name}: {self.space.dim} dims, {self.space.metric}>"
-
-    def upsert(
-        self,
-        ids: Iterable[str],
-        vectors: ArrayLike,
-        *,
-        documents: Iterable[str | None] | None = None,
-        metadata: Iterable[Metadata | None] | None = None,
-        model: str | None = None,
-        digests: Sequence[bytes | None] | None = None,
-    ) -> int:
-        """Insert or replace records; all of them or none. Returns how many were written.
-
-        `vectors`: float (n, dim) with one row for each id. An id that occurs twice keeps its last record, as
-        two calls would. `model`: refuse to write vectors of another model than the collection's. `digests`:
-        up to 32 bytes per record to recognise an unchanged source by (see `digests()`).
-
-        Raises DimensionMismatch, VectorError, ModelMismatch, MetadataError, InputError before anything is
-        sent; StoreError.
-        """
-        checks.check_model(model, self.space)
-        names = checks.ids(ids)
-        matrix = checks.vectors(vectors, space=self.space)
-        checks.check_length(matrix, len(names), "vectors")
-        texts = checks.documents(documents, n=len(names))
-        objects = checks.metadata(metadata, n=len(names))
-        marks: list[bytes | None] = [None] * len(names) if digests is None else list(digests)
-        checks.check_length(marks, len(names), "digests")
-        if not all(mark is None or (isinstance(mark, bytes) and len(mark) <= 32) for mark in marks):
-            raise InputError("expected digests of up to 32 bytes or None, got something else or a longer one")
-        last = {name: row for row, name in enumerate(names)}
-        if len(last) < len(names):
-            keep = sorted(last.values())
-            matrix = matrix[keep]
-            names, texts = [names[row] for row in keep], [texts[row] for row in keep]
-            objects, marks = [objects[row] for row in keep], [marks[row] for row in keep]
-        if not names:
-            return 0
-        stored = self._stored(matrix, "vectors")
-        short = self._short(stored, "vectors")
-        self._table.write(Batch(names, stored, texts, objects, marks, short))
-        return len(names)
-
-    def _stored(self, matrix: Floats, what: str) -> Floats:
-        """Vectors as they are stored: reduced at the door, and fit for half precision where it is used."""
-        if self.manifest.reduction is not None:
-            matrix = self.manifest.reduction.apply(matrix)
-            checks.check_lengths(matrix, self.space.metric, f"{what}, once shortened,")
-        if self.layout.half:
-            checks.check_half(matrix, what)
-        return matrix
-
-    def _short(self, stored: Floats, what: str) -> Floats | None:
-        """What an index on a projection holds of them; one component may take up a vector's whole length."""
-        short = evaluate.index_queries(self.manifest, stored)
-        if short is not None and self.layout.half:
-            checks.check_half(short, f"{what}, once projected for the index,", vanishing=True)
-        return short
-
-    def search(
-        self,
-        query: ArrayLike,
-        *,
-        k: int = 10,
-        where: Mapping[str, Any] | None = None,
-        exact: bool = False,
-        model: str | None = None,
-    ) -> list[Hit]:
-        """The k nearest records, nearest first; k of them whenever k exist (that match `where`).
-
-        `query`: float (dim,). `where`: see `vecbridge.filters`. `exact` ignores the index: the truth, slower.
-        """
-        checks.check_model(model, self.space)
-        return self._search(checks.query(query, space=self.space), k, where, exact)[0]
-
-    def search_many(
-        self,
-        queries: ArrayLike,
-        *,
-        k: int = 10,
-        where: Mapping[str, Any] | None = None,
-        exact: bool = False,
-        model: str | None = None,
-    ) -> list[list[Hit]]:
-        """For each row of `queries`, float (m, dim), what `search` would return."""
-        checks.check_model(model, self.space)
-        matrix = checks.vectors(queries, space=self.space, what="queries")
-        return self._search(matrix, k, where, exact)
-
-    def _search(
-        self, queries: Floats, k: int, where: Mapping[str, Any] | None, exact: bool
-    ) -> list[list[Hit]]:
-        wanted = checks.hits_wanted(k)
-        condition = checks.where_filter(where)
-        if not len(queries):
-            return []
-        stored = self._stored(queries, "queries")
-        short = self._short(stored, "queries")
-        if short is not None and not short.any(axis=1).all():
-            exact = True  # a query that lies across the projection has no neighbours in it
-        return self._table.search(stored, short, k=wanted, where=condition, exact=exact)
-
-    def get(self, ids: Iterable[str]) -> Batch:
-        """The records of these ids in the order given; ids that are not there are left out."""
-        return self._table.read(list(dict.fromkeys(checks.ids(ids))))
-
-    def digests(self, ids: Iterable[str]) -> dict[str, bytes]:
-        """The digests that `upsert` was given, for those of these ids that are there and have one."""
-        return self._table.digests(checks.ids(ids))
-
-    def delete(self, ids: Iterable[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
-        """Remove records by id or by filter; returns how many were there. Missing ids are no error."""
-        if (ids is None) == (where is None):
-            raise InputError(
-                "expected either ids or where= to delete by, got " + ("none" if ids is None else "both")
-            )
-        if ids is not None:
-            return self._table.delete(list(dict.fromkeys(checks.ids(ids))))
-        if not where:
-            raise InputError(
-                "an empty filter would delete every record; if that is meant, drop the collection "
-                "and create it again"
-            )
-        condition = checks.where_filter(where)
-        assert condition is not None
-        return self._table.delete_where(condition)
-
-    def count(self, *, where: Mapping[str, Any] | None = None) -> int:
-        """Number of records, or of those that match `where`."""
-        return self._table.count(checks.where_filter(where))
-
-    def build_index(self, *, progress: Progress | None = None) -> None:
-        """Build the layout's index, or repair it, and check that searches run on it.
-
-        Call it after loading: an index that exists while rows arrive slows loading down many times over.
-        Raises IndexFailure.
-        """
-        self._table.build_index(progress)
-
-    def index_state(self) -> IndexState:
-        """What has become of the index, by the store's own account."""
-        return self._table.index_state()
-
-    def sizes(self) -> Sizes:
-        """Bytes on disk."""
-        return self._table.sizes()
-
-    def evaluate(
-        self,
-        *,
-        k: int = 10,
-        queries: ArrayLike | None = None,
-        sample: int = 100,
-        seed: int = 0,
-        seconds: float | None = None,
-    ) -> evaluate.Report:
-        """Recall against exact search, latency, and whether the index is used.
-
-        `queries`: float (m, dim); without them, `sample` stored records, each left out of its own results.
-        Exact search of a large collection takes its time: after `seconds`, no further query is asked, and the
-        report counts those that were.
-        """
-        wanted = checks.hits_wanted(k)
-        stored = None
-        if queries is not None:
-            stored = self._stored(checks.vectors(queries, space=self.space, what="queries"), "queries")
-        elif sample < 1:
-            raise InputError(f"expected a sample of 1 or more records, got {sample}")
-        return evaluate.evaluate(
-            self._table, k=wanted, queries=stored, sample=sample, seed=seed, seconds=seconds
-        )
-
-    def close(self) -> None:
-        """Give back what this collection holds open; the store stays open."""
-        self._table.close()

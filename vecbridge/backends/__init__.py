@@ -7,6 +7,7 @@ It raises nothing but the errors in `vecbridge.errors`; a driver's error is thei
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,10 +119,14 @@ class Table(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """Where a URL scheme lives: `module` has `connect(url) -> Backend`, `extra` installs its driver."""
+    """Where a URL scheme lives: `module` has `connect(url) -> Backend`, `extra` installs its driver.
+
+    `driver`: the package that is missing without the extra, where only some URLs of the scheme need it.
+    """
 
     module: str
     extra: str | None = None
+    driver: str | None = None
 
 
 SCHEMES = {
@@ -129,28 +134,58 @@ SCHEMES = {
     "postgresql": Scheme("vecbridge.backends.postgres"),
     "postgres": Scheme("vecbridge.backends.postgres"),
     "pgvector": Scheme("vecbridge.backends.embedded", extra="embedded"),
+    "qdrant": Scheme("vecbridge.backends.qdrant", extra="embedded", driver="qdrant_edge"),
+    "qdrants": Scheme("vecbridge.backends.qdrant"),
+    "qdrant+http": Scheme("vecbridge.backends.qdrant"),
+    "qdrant+https": Scheme("vecbridge.backends.qdrant"),
 }
 
 
 def connect(url: str) -> Backend:
     """The backend that a URL names. Raises UrlError, MissingExtra, and what the backend raises."""
-    scheme = url.split(":", 1)[0].lower() if ":" in url else ""
-    if scheme not in SCHEMES:
-        # the text may be a mistyped URL with a password inside: only the scheme is repeated
-        named = f"scheme {scheme[:20]!a}" if scheme else "no scheme"
-        raise UrlError(f"expected a store URL {_examples()}; got {named}")
-    entry = SCHEMES[scheme]
+    name = scheme(url)
+    entry = SCHEMES[name]
     try:
-        module = importlib.import_module(entry.module)
+        # some modules import their driver when they know what the URL names
+        return cast(Backend, importlib.import_module(entry.module).connect(url))
     except ImportError as error:
-        if entry.extra is None or isinstance(error, MissingExtra):
+        missing = (error.name or "").partition(".")[0]
+        if entry.extra is None or isinstance(error, MissingExtra) or entry.driver not in (None, missing):
             raise
         raise MissingExtra(
-            f"{scheme}: URLs need the package {error.name}; "
+            f"{name}: URLs need the package {error.name}; "
             f"install it with pip install 'vecbridge[{entry.extra}]'"
         ) from error
-    return cast(Backend, module.connect(url))
+
+
+def scheme(url: str) -> str:
+    """The scheme of a store URL, a key of `SCHEMES`. Raises UrlError."""
+    name, colon, _ = url.partition(":")
+    name = name.lower() if colon else ""
+    if name in SCHEMES:
+        return name
+    # the text may be a mistyped URL with a password inside: only the scheme is repeated
+    named = f"scheme {name[:20]!a}" if name else "no scheme"
+    near = difflib.get_close_matches(name[:20], SCHEMES, n=1)
+    hint = f"; did you mean {near[0]}:?" if near else ""
+    raise UrlError(f"expected a store URL {_examples()}; got {named}{hint}")
+
+
+def shown(url: str) -> str:
+    """A store URL without password and key, for messages while there is no backend to ask."""
+    name, slashes, rest = url.partition("://")
+    if not slashes:
+        return url
+    address, _, query = rest.partition("?")
+    user, _, host = address.rpartition("@")
+    # Qdrant's user is its key
+    user = f"{user.partition(':')[0]}@" if user and name.lower().startswith("postgres") else ""
+    kept = [pair for pair in query.split("&") if pair.partition("=")[0] in ("host", "port", "schema")]
+    return f"{name}://{user}{host}" + (f"?{'&'.join(kept)}" if kept else "")
 
 
 def _examples() -> str:
-    return "such as flat:./data, pgvector:./data or postgresql://user@host/database"
+    return (
+        "such as flat:./data, pgvector:./data, qdrant:./data, postgresql://user@host/database or "
+        "qdrant://localhost:6334"
+    )

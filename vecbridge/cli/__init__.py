@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from .._version import __version__
 from ..errors import CollectionExists, CollectionNotFound, InputError, PlanError, VecbridgeError
-from . import loading, managing, output, planning, searching
+from . import doctor, loading, managing, output, planning, searching
 
 OK, FAILED, USAGE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -33,7 +33,7 @@ app = typer.Typer(
 
 
 class _Command(TyperCommand):
-    """A command whose usage line shows its arguments as they are typed: [URL] COLLECTION."""
+    """A command whose usage line shows its arguments as they are typed: [URL]... COLLECTION."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.removesuffix("...").strip("{}") for piece in super().collect_usage_pieces(ctx)]
@@ -47,6 +47,7 @@ app.command(cls=_Command)(managing.info)
 app.command("list", cls=_Command)(managing.collections)
 app.command(cls=_Command)(managing.delete)
 app.command(cls=_Command)(managing.drop)
+app.command(cls=_Command)(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -62,7 +63,11 @@ def _root(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print a traceback with every error.")] = False,
 ) -> None:
-    """Embeddings into vector stores: plan a layout, load, search, and measure the recall."""
+    """Embeddings into vector stores: plan a layout, load, search, and measure the recall.
+
+    Stores are named by URLs. Where none is typed, those in VECBRIDGE_URL are used, then places in the file
+    vecbridge.toml of the working directory, then flat:./vecbridge-data. The file has further defaults.
+    """
 
 
 def main() -> NoReturn:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from .. import data
 from ..errors import InputError
-from . import options, output
-from .planning import LATENCY
+from ..types import FieldKind
+from . import options, output, settings
 from .searching import WARNED, idle
 
 if TYPE_CHECKING:
@@ -32,13 +32,15 @@ def ingest(
     ],
     collection: Annotated[str, typer.Option("--collection", "-c", metavar="NAME", help="Where records go.")],
     to: Annotated[
-        str, typer.Option(metavar="URL", help="flat:PATH, pgvector:PATH or postgresql://…")
-    ] = options.DEFAULT_URL,
+        list[str] | None,
+        typer.Option(metavar="URL", help=f"{options.PLACE_HELP} May be given several times."),
+    ] = None,
     embedder: Annotated[
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="hashing:DIM, wordllama, wordllama:DIM or openai:MODEL. Without: SOURCE has vectors.",
+            help="hashing:DIM, wordllama, wordllama:DIM or openai:MODEL. Without it: the one in "
+            "vecbridge.toml; where there is none, or with `none`, SOURCE has vectors.",
         ),
     ] = None,
     base_url: options.BaseUrl = None,
@@ -54,7 +56,15 @@ def ingest(
     ] = None,
     memory: options.Memory = None,
     disk: options.Disk = None,
-    latency: options.Latency = LATENCY,
+    latency: options.Latency = None,
+    filterable: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD[=KIND]",
+            help="A metadata field that filters will use: text, =number or =boolean; for stores that index "
+            "such fields, as Qdrant does. May be given several times.",
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="What made the vectors that SOURCE has.")
     ] = None,
@@ -75,27 +85,35 @@ def ingest(
     as_json: options.Json = False,
 ) -> None:
     """Load a source: embed, store, index and measure. Run again, it writes only what has changed."""
+    if embedder is None and model is None and vector_field is None:
+        embedder = settings.read().embedder
+    if embedder == "none":
+        embedder = None
     if base_url is not None and embedder is None:
         raise InputError("expected --embedder openai:MODEL beside --base-url")
+    urls, budget, fields = (
+        options.stores(to),
+        options.budget(memory, disk, latency),
+        _fields(filterable or []),
+    )
     from ..ingestion import ingest as run
     from ..ingestion import load
     from . import progress, render
 
-    embed = None if embedder is None else load(embedder, base_url=base_url)
+    embed = None if embedder is None else load(embedder, base_url=options.api(base_url, embedder))
     try:
         with progress.shown(quiet=quiet) as show:
             summary = run(
                 _DEMO.get(source, Path(source)),
-                to=to,
+                to=urls,
                 collection=collection,
                 embedder=embed,
                 model=model,
                 nested=nested or None,
                 metric=cast("Metric | None", metric),
                 rows=rows,
-                memory=memory,
-                disk=disk,
-                latency=latency,
+                **budget,
+                filterable=fields,
                 id_field=id_field,
                 text_field=text_field,
                 vector_field=vector_field,
@@ -114,3 +132,17 @@ def ingest(
     if warning := idle(summary.index, collection):
         output.say(warning)
         raise typer.Exit(WARNED)
+
+
+def _fields(words: list[str]) -> dict[str, FieldKind]:
+    """The fields of --filterable with their kinds. Raises InputError."""
+    fields: dict[str, FieldKind] = {}
+    for word in words:
+        name, _, kind = word.rpartition("=") if "=" in word else (word, "=", "text")
+        if not name or kind not in get_args(FieldKind):
+            raise InputError(
+                f"expected --filterable FIELD, FIELD=text, FIELD=number or FIELD=boolean, got {word[:60]!a}"
+            )
+        if fields.setdefault(name, cast("FieldKind", kind)) != kind:
+            raise InputError(f"expected one kind for the field {name[:60]!a}, got {fields[name]} and {kind}")
+    return fields

@@ -8,20 +8,20 @@ from typing import Annotated
 
 import typer
 
-from ..errors import CollectionNotFound, InputError
+from ..errors import InputError
 from . import options, output
 
 
 def info(words: options.Place, as_json: options.Json = False) -> None:
     """Show what a collection is: its space, layout, index and sizes."""
-    url, name = options.place(words, "COLLECTION")
+    urls, (name,) = options.place(words, "COLLECTION")
     from ..explain import describe
     from ..store import connect
 
-    with connect(url) as store:
+    with connect(*urls) as store:
         collection = store.open(name)
         manifest, sizes = collection.manifest, collection.sizes()
-        count, state, at = collection.count(), collection.index_state(), store.url
+        count, state, at = collection.count(), collection.index_state(), collection.url
     if as_json:
         output.write_json(
             {
@@ -45,22 +45,22 @@ def info(words: options.Place, as_json: options.Json = False) -> None:
 
 
 def collections(
-    url: Annotated[
-        str, typer.Argument(metavar="URL", help=options.PLACE_HELP, show_default=False)
-    ] = options.DEFAULT_URL,
+    urls: Annotated[
+        list[str] | None, typer.Argument(metavar="[URL]...", help=options.PLACE_HELP, show_default=False)
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """List the collections of a store."""
     from ..store import connect
 
-    with connect(url) as store:
-        names, at = store.collections(), store.url
+    with connect(*options.stores(urls)) as store:
+        names, at = store.collections(), store.urls
     if as_json:
-        output.write_json({"url": at, "collections": names})
+        output.write_json({"urls": list(at), "collections": names})
     elif names:
         output.answer("\n".join(names))
     else:
-        output.say(f"no collections in {at}")
+        output.say(f"no collections in {' '.join(at)}")
 
 
 def delete(
@@ -73,14 +73,15 @@ def delete(
     as_json: options.Json = False,
 ) -> None:
     """Delete records by id or by filter."""
-    url, name = options.place(words, "COLLECTION")
+    urls, (name,) = options.place(words, "COLLECTION")
     condition = options.condition(where)
     if bool(id) == (condition is not None):
         raise InputError(f"expected either --id or --where, got {'both' if id else 'neither'}")
     from ..store import connect
 
-    with connect(url) as store:
+    with connect(*urls) as store:
         collection = store.open(name)
+        at = collection.url
         if id:
             there = len(collection.get(id))
         elif condition:
@@ -89,9 +90,8 @@ def delete(
             # an empty filter is refused by the collection, with advice: nothing to ask
             there = 0
         if there:
-            _confirm(f"Delete {there:,} of {collection.count():,} records from {name} in {store.url}?", yes)
+            _confirm(f"Delete {there:,} of {collection.count():,} records from {name} in {at}?", yes)
         gone = collection.delete(id) if id else collection.delete(where=condition)
-        at = store.url
     if as_json:
         output.write_json({"url": at, "collection": name, "deleted": gone})
     else:
@@ -100,16 +100,14 @@ def delete(
 
 def drop(words: options.Place, yes: options.Yes = False, as_json: options.Json = False) -> None:
     """Delete a collection with everything in it."""
-    url, name = options.place(words, "COLLECTION")
+    urls, (name,) = options.place(words, "COLLECTION")
     from ..store import connect
 
-    with connect(url) as store:
+    with connect(*urls) as store:
         # not opened: what cannot be read any more must still be possible to drop
-        if name not in store.collections():
-            raise CollectionNotFound(f"no collection {output.line(name, 60)!a} in {store.url}")
-        _confirm(f"Drop {name} in {store.url} with everything in it?", yes)
+        at = store.find(name).url
+        _confirm(f"Drop {name} in {at} with everything in it?", yes)
         store.drop(name)
-        at = store.url
     if as_json:
         output.write_json({"url": at, "collection": name, "dropped": True})
     else:

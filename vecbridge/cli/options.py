@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import os
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Annotated, Any, TypedDict
 
 import typer
 
-from ..errors import FilterError, InputError
+from ..errors import FilterError, InputError, UrlError
+from . import settings
 
-DEFAULT_URL = "flat:"
-PLACE_HELP = "URL: flat:PATH, pgvector:PATH or postgresql://…; without it flat:./vecbridge-data."
+# the planner's own default, repeated because importing it would slow every command down
+LATENCY = 0.1
 
-Place = Annotated[list[str], typer.Argument(metavar="[URL] COLLECTION", show_default=False, help=PLACE_HELP)]
+PLACE_HELP = (
+    "URL: flat:PATH, pgvector:PATH, qdrant:PATH, postgresql://… or qdrant://…; several are one store. "
+    "Without any: VECBRIDGE_URL, then places in vecbridge.toml, then flat:./vecbridge-data."
+)
+
+Place = Annotated[
+    list[str], typer.Argument(metavar="[URL]... COLLECTION", show_default=False, help=PLACE_HELP)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Where = Annotated[
@@ -25,8 +36,10 @@ Memory = Annotated[
 ]
 Disk = Annotated[str | None, typer.Option(metavar="SIZE", help="Disk for table and index, as 200GB.")]
 Latency = Annotated[
-    float,
-    typer.Option(metavar="SECONDS", help="How long one search may take; an exact scan above is refused."),
+    float | None,
+    typer.Option(
+        metavar="SECONDS", help=f"How long one search may take ({LATENCY}); an exact scan above is refused."
+    ),
 ]
 Nested = Annotated[
     list[int] | None,
@@ -38,20 +51,66 @@ BaseUrl = Annotated[
 ]
 
 
-def place(words: list[str], *names: str) -> list[str]:
-    """The store's URL and one word for each of `names`; the default URL where the first word is none.
+def stores(urls: Sequence[str] | None) -> tuple[str, ...]:
+    """The URLs that were typed; where none was, those of the environment or of vecbridge.toml.
 
     Raises InputError.
     """
-    # a URL has a colon, which no collection's name has
-    given = words if words and ":" in words[0] else [DEFAULT_URL, *words]
-    expected = f"expected [URL] {' '.join(names)}"
-    if len(given) > len(names) + 1:
+    if urls:
+        return tuple(urls)
+    found, origin = settings.places()
+    from ..backends import scheme
+
+    for url in found:
+        try:
+            scheme(url)
+        except UrlError as error:
+            raise UrlError(f"{origin}: {error}") from None
+    return found
+
+
+def place(words: list[str], *names: str) -> tuple[tuple[str, ...], list[str]]:
+    """The store's URLs, and one word for each of `names`, of which the first is a collection's name.
+
+    Raises InputError.
+    """
+    expected = f"expected [URL]... {' '.join(names)}"
+    split = len(words) - len(names)
+    # a URL has a colon, which no collection's name has; a text may have one
+    if split < 0 or ":" in words[split]:
+        urls = sum(1 for _ in takewhile(lambda word: ":" in word, words))
+        raise InputError(f"{expected}; {names[len(words) - urls]} is missing")
+    if not all(":" in word for word in words[:split]):
         hint = " (a text of several words goes in quotes, a URL begins with a scheme such as flat:)"
         raise InputError(f"{expected}, got {len(words)} arguments{hint}")
-    if len(given) < len(names) + 1:
-        raise InputError(f"{expected}; {names[len(given) - 1]} is missing")
-    return given
+    return stores(words[:split]), words[split:]
+
+
+def api(base_url: str | None, spec: str) -> str | None:
+    """The API to embed with: what was typed, or for openai:MODEL what the environment or the file says."""
+    if base_url is not None or not spec.startswith("openai:") or os.environ.get("OPENAI_BASE_URL"):
+        return base_url
+    return settings.read().base_url
+
+
+class Budget(TypedDict):
+    """What a plan may cost."""
+
+    memory: int | str | None
+    disk: int | str | None
+    latency: float
+
+
+def budget(memory: str | None, disk: str | None, latency: float | None) -> Budget:
+    """The budget that was typed, completed from vecbridge.toml. Raises InputError."""
+    said = settings.read()
+    if latency is None:
+        latency = LATENCY if said.latency is None else said.latency
+    return {
+        "memory": said.memory if memory is None else memory,
+        "disk": said.disk if disk is None else disk,
+        "latency": latency,
+    }
 
 
 def condition(text: str | None) -> dict[str, Any] | None:

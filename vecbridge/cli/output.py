@@ -15,6 +15,8 @@ _UNSAFE = re.compile(
 _SPACE = re.compile(r"\s+")
 # up to the last @ of a word, because a password may itself hold /, : and @
 _USERINFO = re.compile(r"(://[^\s:/@]*):\S*@")
+# Qdrant's URLs have a key where others have a user
+_KEY = re.compile(r"(?i)(qdrants?(?:\+https?)?://)\S*@")
 _SECRET = re.compile(r"(?i)\b((?:ssl)?password|passwd|api[-_]?key|token)=[^\s&'\"]+")
 
 BROKEN_PIPE = 141
@@ -38,8 +40,8 @@ def line(text: str, width: int) -> str:
 
 
 def redact(text: str) -> str:
-    """The text without the passwords of the URLs in it."""
-    return _SECRET.sub(r"\1=***", _USERINFO.sub(r"\1:***@", text))
+    """The text without the passwords and keys of the URLs in it."""
+    return _SECRET.sub(r"\1=***", _USERINFO.sub(r"\1:***@", _KEY.sub(r"\1***@", text)))
 
 
 def to_json(value: Any) -> str:

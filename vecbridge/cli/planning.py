@@ -11,16 +11,20 @@ from . import options, output
 if TYPE_CHECKING:
     from ..types import Metric
 
-# the planner's own default, repeated because importing it would slow every command down
-LATENCY = 0.1
-
 
 def plan(
     dim: Annotated[int, typer.Option(metavar="N", help="Dimensions of the vectors.")],
     rows: Annotated[int, typer.Option(metavar="N", help="How many vectors there will be.")] = 100_000,
     on: Annotated[
-        str, typer.Option(metavar="BACKEND", help="pgvector, flat, or with a version: pgvector@0.6.2.")
-    ] = "pgvector",
+        list[str],
+        typer.Option(
+            metavar="BACKEND",
+            help="pgvector, qdrant, edge or flat, or with a version: pgvector@0.6.2. Several are compared.",
+        ),
+    ] = ["pgvector"],  # noqa: B006 - typer reads it as the default, nobody changes it
+    nodes: Annotated[
+        int | None, typer.Option(metavar="N", help="Machines of a Qdrant cluster; budgets are for each.")
+    ] = None,
     metric: options.Metric = "cosine",
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The embedding model, for its Matryoshka sizes.")
@@ -28,7 +32,7 @@ def plan(
     nested: options.Nested = None,
     memory: options.Memory = None,
     disk: options.Disk = None,
-    latency: options.Latency = LATENCY,
+    latency: options.Latency = None,
     as_json: options.Json = False,
 ) -> None:
     """Show the layout for vectors of a size, why it was chosen, and what it takes. Needs no server."""
@@ -39,11 +43,10 @@ def plan(
         rows=rows,
         metric=cast("Metric", metric),
         on=on,
+        nodes=nodes,
         model=model,
         nested=nested or None,
-        memory=memory,
-        disk=disk,
-        latency=latency,
+        **options.budget(memory, disk, latency),
     )
     if as_json:
         output.write_json(made.to_dict())

@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..explain import by_reason, describe, human, lasting, title, why
+from ..explain import best, by_reason, describe, human, lasting, title, why
 from . import output
 
 if TYPE_CHECKING:
@@ -48,14 +48,26 @@ def console(stream: TextIO | None = None) -> Console:
 def plan(made: Plan, out: Console | None = None) -> None:
     """The plan: what was chosen and why, what it takes, what was refused before it."""
     out = out or console()
+    where = output.safe(made.place) if made.others else ""
     chosen: list[RenderableType] = [
         Text(_capital(describe(made.layout, made.space.dim)), style="bold green"),
         Text(),
     ]
     chosen += [_bullet(reason) for reason in why(made)]
     out.print(Text(output.safe(title(made)), style="bold"))
-    out.print(Panel(Group(*chosen), title="chosen", title_align="left", border_style="green", padding=(0, 1)))
+    if made.here:
+        chosen += [Text(), *(_bullet(reason) for reason in made.here)]
+    out.print(
+        Panel(
+            Group(*chosen),
+            title=f"chosen: {where}" if where else "chosen",
+            title_align="left",
+            border_style="green",
+            padding=(0, 1),
+        )
+    )
     costs = made.estimates
+    each = f", on each of {made.limits.nodes:,} machines" if made.limits.nodes > 1 else ""
     rows = [
         ("table on disk", human(costs.table_bytes), "documents and metadata come on top"),
         ("index on disk", human(costs.index_bytes) if costs.index_bytes else "none", ""),
@@ -69,11 +81,27 @@ def plan(made: Plan, out: Console | None = None) -> None:
     if costs.scan_seconds:
         took = "under 10 ms" if costs.scan_seconds < 0.01 else f"about {lasting(costs.scan_seconds)}"
         rows.append(("one search", took, "to read its vectors from end to end"))
-    _section(out, "Takes", _facts(rows))
+    _section(out, f"Takes{each}", _facts(rows))
     if made.notes:
         _section(out, "Notes", Group(*(_bullet(note) for note in made.notes)))
+    if made.others:
+        _section(out, "Elsewhere", _elsewhere(made))
     if made.refused:
         _section(out, "Refused before it", _refused(made))
+
+
+def _elsewhere(made: Plan) -> Table:
+    """The places that were not chosen: what each would have done, and why not."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
+    table.add_column("place", style="cyan", ratio=1)
+    table.add_column("at best", ratio=2)
+    table.add_column("why not", ratio=2, style="yellow")
+    for number, other in enumerate(made.others):
+        if number:
+            table.add_row()
+        why_not = "\n".join(output.safe(reason) for reason in other.reasons)
+        table.add_row(Text(output.safe(other.place)), Text(best(other, made.space.dim)), Text(why_not))
+    return table
 
 
 def _refused(made: Plan) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
-from . import options, output
+from . import options, output, settings
 
 if TYPE_CHECKING:
     from ..store import Collection
@@ -23,13 +23,17 @@ _OWN = re.compile(r"(hashing|wordllama)-(\d+)")
 def search(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[URL] COLLECTION TEXT", show_default=False, help=options.PLACE_HELP),
+        typer.Argument(metavar="[URL]... COLLECTION TEXT", show_default=False, help=options.PLACE_HELP),
     ],
     k: Annotated[int, typer.Option("-k", metavar="N", help="How many hits.")] = 10,
     where: options.Where = None,
     embedder: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="What embeds TEXT; known for hashing and wordllama collections."),
+        typer.Option(
+            metavar="SPEC",
+            help="What embeds TEXT; known for hashing and wordllama collections, else the one in "
+            "vecbridge.toml.",
+        ),
     ] = None,
     base_url: options.BaseUrl = None,
     vector: Annotated[
@@ -42,18 +46,18 @@ def search(
 ) -> None:
     """Find the records nearest to a text, or to a vector."""
     names = ("COLLECTION", "TEXT") if vector is None else ("COLLECTION",)
-    url, name, *text = options.place(words, *names)
+    urls, (name, *text) = options.place(words, *names)
     condition = options.condition(where)
     query = None if vector is None else _one(vector)
     from ..store import connect
 
-    with connect(url) as store:
+    with connect(*urls) as store:
         collection = store.open(name)
         model = None
         if query is None:
             query, model = _embed(text[0], embedder, base_url, collection)
         hits = collection.search(query, k=k, where=condition, exact=exact, model=model)
-        at = store.url
+        at = collection.url
     if as_json:
         output.write_json(
             {
@@ -82,23 +86,35 @@ def _embed(
 ) -> tuple[Floats, str | None]:
     """The query's vector, and the model that made it."""
     made_by = collection.space.model
-    if spec is None:
-        found = _OWN.fullmatch(made_by or "")
-        if found is None:
-            named = f"made by {made_by}" if made_by else "of an unnamed model"
-            example = f"openai:{made_by}" if made_by else "openai:MODEL"
-            raise InputError(
-                f"the vectors of {collection.name} are {named}, which vecbridge cannot run by itself; say "
-                f"what embeds the text, as --embedder {example}, or search with --vector FILE.npy"
-            )
+    if spec is None and (found := _OWN.fullmatch(made_by or "")):
         spec = f"{found[1]}:{found[2]}"
+    from ..checks import check_model
     from ..ingestion.embedders import load
 
-    embedder = load(spec, base_url=base_url)
+    default = settings.read().embedder if spec is None else None
+    # the default may be any model: only a name in the collection tells whether it is the right one
+    if spec is None and (default is None or made_by is None):
+        raise _unknown(collection.name, made_by)
+    chosen = spec or default or ""
+    embedder = load(chosen, base_url=options.api(base_url, chosen))
     try:
+        if default is not None and embedder.model != made_by:
+            raise _unknown(collection.name, made_by)
+        # before a request is paid for
+        check_model(embedder.model, collection.space)
         return embedder.embed_query(text), embedder.model
     finally:
         embedder.close()
+
+
+def _unknown(name: str, made_by: str | None) -> InputError:
+    """The advice where nobody knows what embeds texts for a collection."""
+    made = f"made by {made_by}" if made_by else "of an unnamed model"
+    example = f"openai:{made_by}" if made_by else "openai:MODEL"
+    return InputError(
+        f"the vectors of {name} are {made}, which vecbridge cannot run by itself; say what embeds the text, "
+        f"as --embedder {example}, or search with --vector FILE.npy"
+    )
 
 
 def _matrix(path: Path) -> Floats:
@@ -135,14 +151,14 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Measure recall against exact search, and latency. Ends with 4 if the index is not in use."""
-    url, name = options.place(words, "COLLECTION")
+    urls, (name,) = options.place(words, "COLLECTION")
     vectors = None if queries is None else _matrix(queries)
     from ..store import connect
 
-    with connect(url) as store:
+    with connect(*urls) as store:
         collection = store.open(name)
         report = collection.evaluate(k=k, queries=vectors, sample=sample, seed=seed)
-        at = store.url
+        at = collection.url
     if as_json:
         output.write_json({"url": at, "collection": name, **report.to_dict()})
     else:

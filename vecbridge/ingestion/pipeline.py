@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -18,8 +18,8 @@ import numpy as np
 from .. import checks, store
 from ..errors import CollectionExists, CollectionNotFound, EmbedderError, InputError, SourceError, VectorError
 from ..manifest import check_name
-from ..planner import LATENCY, Plan, make_space, plan
-from ..types import IndexState, Layout, Metric, Progress, Space
+from ..planner import LATENCY, Plan, make_space
+from ..types import FieldKind, IndexState, Layout, Metric, Progress, Space
 from . import chunks, embedders
 from .embedders import Embedder
 from .readers import read
@@ -120,7 +120,7 @@ class _Item:
 def ingest(
     source: str | Path,
     *,
-    to: str,
+    to: str | Sequence[str],
     collection: str,
     embedder: str | Embedder | None = None,
     model: str | None = None,
@@ -131,6 +131,7 @@ def ingest(
     memory: int | str | None = None,
     disk: int | str | None = None,
     latency: float = LATENCY,
+    filterable: Mapping[str, FieldKind] | None = None,
     id_field: str | None = None,
     text_field: str | None = None,
     vector_field: str | None = None,
@@ -144,14 +145,14 @@ def ingest(
     """A searchable collection from a file or a folder; a second run on the same source changes nothing.
 
     `source`: see `read`, which also explains `id_field`, `text_field`, `vector_field`, `numbers` and
-    `chunk_chars`. `to`: a store URL. `embedder`: a specification (see `load`) or an Embedder; with one, every
-    text is embedded, and vectors in the source are not used. Without one the source's own vectors are stored,
-    and `model` and `nested` say what made them.
+    `chunk_chars`. `to`: a store URL, or several as for `connect`. `embedder`: a specification (see `load`) or
+    an Embedder; with one, every text is embedded, and vectors in the source are not used. Without one the
+    source's own vectors are stored, and `model` and `nested` say what made them.
 
     The collection is made if it is not there, for the dimension that really arrives and a layout planned for
-    `rows` records (those in the source, if not given); `layout`, `memory`, `disk`, `latency` as in
-    `Store.create`. `metric` is cosine for a new collection. A layout with a PCA is fitted on vectors from the
-    whole length of the source.
+    `rows` records (those in the source, if not given); `layout`, `memory`, `disk`, `latency`, `filterable` as
+    in `Store.create`. `metric` is cosine for a new collection. A layout with a PCA is fitted on vectors from
+    the whole length of the source.
 
     The source is read twice: first all of it is checked, so that a mistake in the last line is found before
     anything is embedded, paid for or written. Ids must be unique in a source: one record would replace the
@@ -171,6 +172,7 @@ def ingest(
         raise InputError(f"expected batches of 1 or more records, got {batch}")
     check_name(collection)
     make_space(1, metric=metric or "cosine")
+    fields = checks.filterable(filterable)
     again = partial(
         read,
         source,
@@ -189,8 +191,9 @@ def ingest(
             if model is not None and model != embedder.model:
                 raise InputError(f"expected model={embedder.model!r} as the embedder's, got {model!r}")
             model, nested = embedder.model, embedder.nested if nested is None else nested
-        place = stack.enter_context(store.connect(to))
-        target = _open(place, collection, model, metric, layout)
+        urls = (to,) if isinstance(to, str) else tuple(to)
+        place = stack.enter_context(store.connect(*urls))
+        target = _open(place, collection, model, metric, layout, fields)
         if model is None and target is not None:
             model = target.space.model
         job = _Job(embedder, model, batch, progress or _silent)
@@ -203,7 +206,7 @@ def ingest(
             meaning: _Meaning = {"metric": metric or "cosine", "model": model, "nested": nested}
             planned = job.total if rows is None else rows
             with job.clock("create"):
-                wanted = layout or plan(dim, rows=planned, on=place.limits, **meaning, **budgets).layout
+                wanted = layout or place.plan(dim, rows=planned, **meaning, **budgets).layout
                 size = _sample_size(wanted, dim, job.total)
                 kept, sample = job.sample(again(), size) if size else ([], None)
                 try:
@@ -213,12 +216,13 @@ def ingest(
                         rows=planned,
                         layout=layout,
                         sample=sample,
+                        filterable=fields,
                         **meaning,
                         **budgets,
                     )
                 except CollectionExists:
                     # another process was faster: what it made serves as well if it is of the same kind
-                    target = _open(place, collection, model, metric, layout)
+                    target = _open(place, collection, model, metric, layout, fields)
                     if target is None:
                         raise
             if on_plan is not None and target.plan is not None:
@@ -239,7 +243,7 @@ def ingest(
                 recall = target.evaluate(seconds=_EVALUATION)
             job.report("evaluate", 1, 1)
         return Summary(
-            url=place.url,
+            url=target.url,
             collection=collection,
             model=target.space.model,
             dim=target.space.dim,
@@ -259,7 +263,12 @@ def _silent(stage: str, done: int, total: int | None) -> None:
 
 
 def _open(
-    place: store.Store, name: str, model: str | None, metric: Metric | None, layout: Layout | None
+    place: store.Store,
+    name: str,
+    model: str | None,
+    metric: Metric | None,
+    layout: Layout | None,
+    filterable: Mapping[str, FieldKind],
 ) -> store.Collection | None:
     """The collection if it is there, and is what was asked for."""
     try:
@@ -276,6 +285,15 @@ def _open(
             f"collection {name} has another layout than the one given, and keeps it; "
             f"leave the layout out, or make another collection"
         )
+    declared = found.manifest.filterable
+    for field_name, kind in filterable.items():
+        if declared.get(field_name) != kind:
+            there = ", ".join(f"{one} ({declared[one]})" for one in sorted(declared)) or "none"
+            raise InputError(
+                f"collection {name} was not made with {field_name} ({kind}) as a filterable field, and its "
+                f"fields cannot be changed (it has {there}); filters on others work, without an index of "
+                f"their own: leave the field out, or make another collection"
+            )
     return found
 
 
