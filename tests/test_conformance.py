@@ -44,8 +44,8 @@ import pytest
 from places import schemas
 from servers import quick_place
 
-from vecbridge import planner
 from vecbridge.backends import SCHEMES, Scheme
+from vecbridge.candidates import candidates
 from vecbridge.limits import limits
 from vecbridge.store import connect
 from vecbridge.testing import LAYOUTS, StoreSuite, allowed
@@ -57,6 +57,10 @@ from vecbridge.types import Index, Layout, Space
 
 GUIDE = Path(__file__).parent.parent / "docs" / "adding-a-backend.md"
 CODE = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+
+
+# copies with fewer bits, which Qdrant makes and pgvector does not
+QUANTISED = {"hnsw int8", "hnsw int8 on float16", "hnsw turbo4", "hnsw turbo2", "hnsw turbo1"}
 
 
 class TestFlat(StoreSuite):
@@ -77,9 +81,9 @@ class TestPostgreSQL18(StoreSuite):
         with schemas(pg18) as place:
             yield place
 
-    def test_every_layout_of_the_suite_is_tried_here(self, places: Callable[[], str]) -> None:
+    def test_every_layout_but_those_of_qdrant_is_tried_here(self, places: Callable[[], str]) -> None:
         with connect(places()) as store:
-            assert list(allowed(store.limits)) == list(LAYOUTS)
+            assert set(LAYOUTS) - set(allowed(store.limits)) == QUANTISED
 
 
 class TestPostgreSQL16(StoreSuite):
@@ -111,6 +115,27 @@ class TestPgvector062(StoreSuite):
                 "flat", "flat inline", "truncated", "pca", "hnsw", "hnsw inline", "hnsw pca", "ivfflat",
                 "truncated hnsw", "pca hnsw",
             ]  # fmt: skip
+
+
+class TestEdge(StoreSuite):
+    """Qdrant Edge: the real engine, in this process."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def places(cls, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+        if importlib.util.find_spec("qdrant_edge") is None:
+            pytest.skip("qdrant_edge is not there: pip install 'vecbridge[embedded]'")
+        return lambda: f"qdrant:{tmp_path_factory.mktemp('edge')}"
+
+    def test_the_layouts_that_only_qdrant_has_are_tried_here(self, places: Callable[[], str]) -> None:
+        with connect(places()) as store:
+            tried = set(allowed(store.limits))
+            assert tried >= QUANTISED
+            assert tried - QUANTISED == {
+                "flat", "flat float16", "truncated", "truncated float16", "pca", "hnsw", "hnsw bit",
+                "hnsw prefix", "hnsw prefix float16", "hnsw pca", "hnsw pca float16", "hnsw on float16",
+                "hnsw bit on float16", "truncated hnsw", "truncated hnsw float16", "pca hnsw",
+            }  # fmt: skip
 
 
 if "VECBRIDGE_TEST_PG_URL" in os.environ:
@@ -185,7 +210,8 @@ def test_the_suite_searches_as_wide_as_the_planner_does() -> None:
     planned = {
         widths(layout, layout.index)
         for rows in (1_000, 1_000_000)
-        for layout in planner.candidates(space, rows, limits("pgvector"))
+        for backend in ("pgvector", "edge")
+        for layout in candidates(space, rows, limits(backend))
         if layout.index
     }
     # kinds that the planner never offers; they are wider than what it offers of their like

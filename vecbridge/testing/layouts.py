@@ -18,7 +18,8 @@ _PREFIX, _PCA = Shorten("truncate", DIM // 2), Shorten("pca", DIM // 2)
 
 
 def _hnsw(element: Element, shorten: Shorten | None = None) -> Index:
-    return Index("hnsw", element, shorten, ef_search=400 if element == "bit" else 200 if shorten else 100)
+    wide = {"bit": 400, "turbo1": 400, "turbo2": 256, "turbo4": 256, "int8": 256}
+    return Index("hnsw", element, shorten, ef_search=wide.get(element, 200 if shorten else 100))
 
 
 def _ivfflat(element: Element) -> Index:
@@ -39,6 +40,11 @@ LAYOUTS: dict[str, Layout] = {
     "hnsw inline": Layout(inline=True, index=_hnsw("float32")),
     "hnsw float16": Layout(index=_hnsw("float16"), oversample=2),
     "hnsw bit": Layout(index=_hnsw("bit"), oversample=40),
+    "hnsw int8": Layout(index=_hnsw("int8"), oversample=4),
+    "hnsw int8 on float16": Layout(element="float16", index=_hnsw("int8"), oversample=4),
+    "hnsw turbo4": Layout(index=_hnsw("turbo4"), oversample=4),
+    "hnsw turbo2": Layout(index=_hnsw("turbo2"), oversample=10),
+    "hnsw turbo1": Layout(index=_hnsw("turbo1"), oversample=40),
     "hnsw prefix": Layout(index=_hnsw("float32", _PREFIX), oversample=20),
     "hnsw prefix float16": Layout(index=_hnsw("float16", _PREFIX), oversample=20),
     "hnsw pca": Layout(index=_hnsw("float32", _PCA), oversample=20),

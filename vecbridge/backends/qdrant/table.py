@@ -1,0 +1,357 @@
+"""One collection of records in Qdrant, whichever engine speaks to it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import numpy as np
+
+from ...errors import IndexFailure, StoreError
+from ...filters import Filter, matches, tests
+from ...manifest import Manifest
+from ...types import Batch, Hit, IndexState, Progress, Sizes
+from . import config, points
+from .engine import SHORT, Engine, Found, Json, Points, Query, Scored
+from .filters import Bounds, compile
+
+if TYPE_CHECKING:
+    from ...types import Floats
+
+# bytes of vectors that one request reads back
+_READ_BYTES = 16_000_000
+_IDS = 5_000
+_PAGE = 2_000
+# an index that misses fewer than this share of the points is left alone: Qdrant scans them beside it
+_UNINDEXED = 0.1
+
+
+class Table:
+    """The records of one collection; see `vecbridge.backends.Table`."""
+
+    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+        self._engine = engine
+        self._manifest = manifest
+        self._deleting = threading.Lock()
+        self._closed = False
+        self._full = config.full_name(manifest)
+        self._euclid = manifest.space.metric == "l2"
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    @property
+    def _name(self) -> str:
+        if self._closed:
+            raise StoreError(f"collection {self._manifest.name!r} was closed; open it again")
+        return self._manifest.name
+
+    def write(self, batch: Batch) -> None:
+        name = self._name
+        vectors, lengths = self._scaled(batch.vectors)
+        exact: list[bytes | None] = [None] * len(batch)
+        if self._manifest.layout.element == "float32":
+            exact = points.lost(batch.vectors, vectors, lengths)
+        named = {self._full: vectors}
+        if config.two_vectors(self._manifest):
+            named[SHORT] = self._short(batch.vectors, batch.short)
+        ids = [points.point_id(one) for one in batch.ids]
+        self._engine.upsert(name, Points(ids, named, points.payloads(batch, lengths, exact)))
+
+    def _scaled(self, matrix: Floats) -> tuple[Floats, list[float | None]]:
+        if self._manifest.space.metric == "cosine":
+            return points.unit(matrix)
+        return matrix, [None] * len(matrix)
+
+    def _short(self, whole: Floats, projected: Floats | None) -> Floats:
+        """What the index holds of these vectors: a prefix, or the projection that came with them."""
+        if projected is None:
+            dim = self._manifest.layout.index_dim(self._manifest.space.dim)
+            projected = np.ascontiguousarray(whole[:, :dim])
+        return self._scaled(projected)[0]
+
+    def read(self, ids: Sequence[str]) -> Batch:
+        name, dim = self._name, self._manifest.stored_dim
+        size = max(1, min(_IDS, _READ_BYTES // (4 * dim)))
+        parts = [
+            self._engine.retrieve(
+                name,
+                [points.point_id(one) for one in ids[start : start + size]],
+                payload=True,
+                vectors=self._full,
+            )
+            for start in range(0, len(ids), size)
+        ]
+        return self._ordered(parts, ids)
+
+    def _ordered(self, parts: Sequence[Found], ids: Sequence[str]) -> Batch:
+        batches = [points.batch(part, self._manifest.stored_dim) for part in parts]
+        where = {
+            one: (number, row) for number, part in enumerate(batches) for row, one in enumerate(part.ids)
+        }
+        places = [where[one] for one in ids if one in where]
+        vectors = np.empty((len(places), self._manifest.stored_dim), np.float32)
+        for row, (number, position) in enumerate(places):
+            vectors[row] = batches[number].vectors[position]
+        return Batch(
+            [batches[number].ids[row] for number, row in places],
+            vectors,
+            [batches[number].documents[row] for number, row in places],
+            [batches[number].metadata[row] for number, row in places],
+            [batches[number].digests[row] for number, row in places],
+        )
+
+    def digests(self, ids: Sequence[str]) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        for part in self._retrieved(ids, ["id", "digest"]):
+            for payload in part.payloads:
+                if (digest := points.digest_of(payload)) is not None:
+                    found[payload["id"]] = digest
+        return found
+
+    def _retrieved(self, ids: Sequence[str], payload: Sequence[str] | bool) -> Iterator[Found]:
+        name = self._name
+        for start in range(0, len(ids), _IDS):
+            some = [points.point_id(one) for one in ids[start : start + _IDS]]
+            yield self._engine.retrieve(name, some, payload=payload, vectors=None)
+
+    def sample(self, n: int, *, seed: int) -> Batch:
+        """The ids are hashes, so that points in their order lie in no order: any run of them is a sample."""
+        start = str(UUID(int=Random(seed).getrandbits(128)))  # noqa: S311 - a sample, not a secret
+        size = max(1, min(_PAGE, _READ_BYTES // (4 * self._manifest.stored_dim)))
+        parts: list[Found] = []
+        missing = n
+        for part in self._run(size, start):
+            parts.append(_first(part, missing))
+            missing -= len(parts[-1].ids)
+            if not missing:
+                break
+        names = [payload["id"] for part in parts for payload in part.payloads]
+        return self._ordered(parts, list(dict.fromkeys(names))[:n])
+
+    def _run(self, size: int, start: str) -> Iterator[Found]:
+        """Every point once, with payload and vector, from the id `start` on and around to it again."""
+        for offset, stop in ((start, None), (None, start)):
+            at: str | None = offset
+            while True:
+                found, at = self._engine.scroll(
+                    self._name, limit=size, offset=at, payload=True, vectors=self._full
+                )
+                kept = len(found.ids) if stop is None else sum(one < stop for one in found.ids)
+                if kept:
+                    yield _first(found, kept)
+                if at is None or kept < len(found.ids):
+                    break
+
+    def delete(self, ids: Sequence[str]) -> int:
+        gone = 0
+        # one at a time: two that count first and delete then would both count the same records
+        with self._deleting:
+            for part in self._retrieved(ids, False):
+                if part.ids:
+                    self._engine.delete(self._name, part.ids)
+                gone += len(part.ids)
+        return gone
+
+    def delete_where(self, where: Filter) -> int:
+        gone = 0
+        with self._deleting:
+            for ids in list(self._matching(where)):
+                if ids:
+                    self._engine.delete(self._name, ids)
+                gone += len(ids)
+        return gone
+
+    def count(self, where: Filter | None = None) -> int:
+        if where is None:
+            return self._engine.count(self._name)
+        bounds = compile(where)
+        if bounds.exact:
+            return self._engine.count(self._name, bounds.over)
+        sure = self._engine.count(self._name, bounds.under)
+        return sure + sum(len(ids) for ids in self._checked(where, bounds.doubt))
+
+    def _matching(self, where: Filter) -> Iterator[list[str]]:
+        """Ids of the points that match, page by page."""
+        bounds = compile(where)
+        if not bounds.exact:
+            yield from self._checked(where, bounds.over)
+            return
+        for found in self._pages(bounds.over, False):
+            yield found.ids
+
+    def _checked(self, where: Filter, among: Json) -> Iterator[list[str]]:
+        """Ids of those points that match, after looking at the metadata of all that pass `among`."""
+        for found in self._pages(among, ["metadata", "json"]):
+            yield [
+                one
+                for one, payload in zip(found.ids, found.payloads, strict=True)
+                if matches(where, points.metadata_of(payload))
+            ]
+
+    def _pages(self, filter: Json, payload: Sequence[str] | bool) -> Iterator[Found]:
+        at: str | None = None
+        while True:
+            found, at = self._engine.scroll(
+                self._name, limit=_PAGE, filter=filter, offset=at, payload=payload
+            )
+            if found.ids:
+                yield found
+            if at is None:
+                return
+
+    def search(
+        self, queries: Floats, short: Floats | None, *, k: int, where: Filter | None, exact: bool
+    ) -> list[list[Hit]]:
+        layout = self._manifest.layout
+        bounds = None if where is None else compile(where)
+        whole, _ = self._scaled(queries)
+        if exact or layout.index is None:
+            return self._exact(whole, k, where, bounds)
+        narrow = self._short(queries, short) if config.two_vectors(self._manifest) else None
+        params = self._approximate(where)
+        over = None if bounds is None else bounds.over
+
+        def ask(rows: Sequence[int], limit: int) -> list[list[Scored]]:
+            return self._engine.query(
+                self._name, [self._query(whole[row], _row(narrow, row), limit, params, over) for row in rows]
+            )
+
+        answers = self._enough(ask, len(queries), k, where, bounds)
+        hits = [self._hits(answer)[:k] for answer in answers]
+        # an index may miss some where nearly all are asked for, or few match: then everything is compared
+        few = [row for row, found in enumerate(hits) if len(found) < k]
+        if few:
+            for row, found in zip(few, self._exact(whole[few], k, where, bounds), strict=True):
+                hits[row] = found
+        return hits
+
+    def _query(
+        self, whole: Floats, narrow: Floats | None, limit: int, params: Json, over: Json | None
+    ) -> Query:
+        if narrow is None:
+            return Query(whole, limit, self._full, params, over)
+        wide = limit * self._manifest.layout.oversample
+        return Query(whole, limit, self._full, None, None, Query(narrow, wide, SHORT, params, over))
+
+    def _approximate(self, where: Filter | None) -> Json:
+        params = config.search_params(self._manifest)
+        if where is not None and self._engine.limits().has("acorn"):
+            indexed = self._manifest.filterable
+            if any(".".join(test.path) not in indexed for test in tests(where)):
+                # the graph has no links of its own for fields without index: it falls apart under a filter
+                params["acorn"] = {"enable": True, "max_selectivity": 0.4}
+        return params
+
+    def _exact(self, whole: Floats, k: int, where: Filter | None, bounds: Bounds | None) -> list[list[Hit]]:
+        params = config.exact_params(self._manifest)
+        over = None if bounds is None else bounds.over
+
+        def ask(rows: Sequence[int], limit: int) -> list[list[Scored]]:
+            return self._engine.query(
+                self._name, [Query(whole[row], limit, self._full, params, over) for row in rows]
+            )
+
+        # one more than wanted shows whether the last place is shared
+        answers = self._enough(ask, len(whole), k + 1, where, bounds, ties_at=k)
+        return [self._hits(answer)[:k] for answer in answers]
+
+    def _enough(
+        self,
+        ask: Callable[[Sequence[int], int], list[list[Scored]]],
+        queries: int,
+        wanted: int,
+        where: Filter | None,
+        bounds: Bounds | None,
+        *,
+        ties_at: int | None = None,
+    ) -> list[list[Scored]]:
+        """Answers with `wanted` points that match, asking for more and more until they are there.
+
+        `ties_at`: also until the score at this place (from 1) is told apart from the last one.
+        """
+        checked = where is not None and bounds is not None and not bounds.exact
+        answers: list[list[Scored]] = [[] for _ in range(queries)]
+        rows, limit = list(range(queries)), 4 * wanted + 16 if checked else wanted
+        while rows:
+            again = []
+            for row, found in zip(rows, ask(rows, limit), strict=True):
+                kept = found
+                if checked:
+                    assert where is not None
+                    kept = [one for one in found if matches(where, points.metadata_of(one.payload))]
+                answers[row] = kept
+                if len(found) < limit:
+                    continue
+                tied = (
+                    ties_at is not None
+                    and len(kept) >= ties_at
+                    and kept[ties_at - 1].score == found[-1].score
+                )
+                if len(kept) < wanted or tied:
+                    again.append(row)
+            rows, limit = again, limit * 4
+        return answers
+
+    def _hits(self, answer: Sequence[Scored]) -> list[Hit]:
+        hits = [points.hit(one, euclid=self._euclid) for one in answer]
+        hits.sort(key=lambda hit: (-hit.score, hit.id))
+        return hits
+
+    def build_index(self, progress: Progress | None) -> None:
+        if self._manifest.layout.index is None:
+            return
+        description = self._engine.describe(self._name)
+        state = self._state(description)
+        there, indexed = description.get("points_count") or 0, description.get("indexed_vectors_count") or 0
+        settled = description.get("status") == "green" and there - indexed <= _UNINDEXED * there
+        if state.status == "ready" and state.used and settled:
+            return
+        change = config.indexing(self._manifest, there, self._engine.limits())
+        self._engine.optimise(self._name, change, progress)
+        state = self.index_state()
+        if state.status != "ready" or not state.used:
+            raise IndexFailure(
+                f"the index of {self._manifest.name!r} in {self._engine.url} was built and is not in use: "
+                f"{state.detail or state.status}"
+            )
+
+    def index_state(self) -> IndexState:
+        name = self._name
+        if self._manifest.layout.index is None:
+            return IndexState("none")
+        return self._state(self._engine.describe(name))
+
+    def _state(self, description: Json) -> IndexState:
+        if self._manifest.layout.index is None:
+            return IndexState("none")
+        graph = config.graph_of(self._manifest, description.get("config") or {})
+        if not graph.get("m"):
+            return IndexState("missing", detail="the graph has not been built yet: every search is exact")
+        if description.get("status") == "red":
+            said = description.get("optimizer_status")
+            error = said.get("error") if isinstance(said, dict) else said
+            return IndexState("invalid", detail=f"Qdrant reports: {error}")
+        there, indexed = description.get("points_count") or 0, description.get("indexed_vectors_count") or 0
+        if there and not indexed:
+            return IndexState("missing", detail="no point is in the graph yet: Qdrant compares all of them")
+        return IndexState("ready", used=True)
+
+    def sizes(self) -> Sizes:
+        return self._engine.sizes(self._name)
+
+    def close(self) -> None:
+        self._closed = True
+
+
+def _row(matrix: Floats | None, row: int) -> Floats | None:
+    return None if matrix is None else matrix[row]
+
+
+def _first(found: Found, n: int) -> Found:
+    vectors = None if found.vectors is None else found.vectors[:n]
+    return Found(found.ids[:n], found.payloads[:n], vectors)

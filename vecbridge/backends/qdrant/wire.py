@@ -1,0 +1,141 @@
+"""Points and queries as Qdrant's gRPC messages, vectors straight from the matrix.
+
+A packed repeated float is, on the wire, the bytes of a float32 row. Python's protobuf would make an object of
+each component; here a message is laid out around the rows as they lie. Field numbers: points.proto of Qdrant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from qdrant_client import grpc
+from qdrant_client.conversions.conversion import payload_to_grpc
+
+from .engine import Points
+
+if TYPE_CHECKING:
+    from ...types import Floats
+
+# a message in pieces, so that rows are copied once, into the request
+Pieces: TypeAlias = list[bytes | memoryview]
+
+_WAIT = b"\x10\x01"  # UpsertPoints.wait
+
+
+def upsert(collection: str, points: Points, *, dense: bool = True) -> bytes:
+    """One UpsertPoints message for all points, which the server answers when they are stored.
+
+    `dense`: vectors as `Vector.dense`, which servers know from 1.12 on; else as the older `Vector.data`.
+    """
+    return b"".join(_head(collection) + [part for piece in pieces(points, dense=dense) for part in piece])
+
+
+def requests(
+    collection: str, messages: Sequence[Pieces], *, most_bytes: int, most_points: int | None
+) -> Iterator[tuple[int, bytes]]:
+    """UpsertPoints messages with the number of points in each, cut where either bound would be passed.
+
+    `messages`: what `pieces` gave. A point that is larger than `most_bytes` travels alone.
+    """
+    head = _head(collection)
+    waiting: Pieces = []
+    size = count = 0
+    for message in messages:
+        length = weight(message)
+        if count and (size + length > most_bytes or count == most_points):
+            yield count, b"".join([*head, *waiting])
+            waiting, size, count = [], 0, 0
+        waiting += message
+        size += length
+        count += 1
+    if count:
+        yield count, b"".join([*head, *waiting])
+
+
+def pieces(points: Points, *, dense: bool = True) -> list[Pieces]:
+    """For each point its bytes inside an UpsertPoints message; rows are views of the matrix, not copies."""
+    columns = [_Column(name, matrix, dense=dense) for name, matrix in points.vectors.items()]
+    rows = sum(column.length for column in columns)
+    # a point without vectors has an empty map of them, as the official client sends it
+    single = len(columns) == 1 and not columns[0].name
+    opening = b"" if single else _opened(2, rows)  # Vectors.vectors
+    opening = _opened(4, len(opening) + rows) + opening  # PointStruct.vectors
+    length = len(opening) + rows
+    found: list[Pieces] = []
+    for row, (id, payload) in enumerate(zip(points.ids, points.payloads, strict=True)):
+        uuid = id.encode()
+        uuid = _opened(2, len(uuid)) + uuid
+        start = _opened(1, len(uuid)) + uuid
+        if payload:
+            start += grpc.PointStruct(payload=payload_to_grpc(payload)).SerializeToString()
+        point: Pieces = [_opened(3, len(start) + length) + start + opening]
+        for column in columns:
+            point += (column.prefix, column.bytes[row * column.width : (row + 1) * column.width])
+        found.append(point)
+    return found
+
+
+class _Column:
+    """The vectors of one name: the bytes of their matrix, and what stands before each row in a point."""
+
+    def __init__(self, name: str, matrix: Floats, *, dense: bool) -> None:
+        self.name = name
+        self.width = 4 * matrix.shape[1]
+        # Qdrant's protobuf is little-endian; on such machines this copies nothing
+        self.bytes = np.ascontiguousarray(matrix, dtype="<f4").data.cast("B")
+        prefix = _opened(1, self.width)  # DenseVector.data, or Vector.data
+        if dense:
+            prefix = _opened(101, len(prefix) + self.width) + prefix
+        if name:
+            # an entry of the map NamedVectors.vectors
+            text = name.encode()
+            prefix = _opened(1, len(text)) + text + _opened(2, len(prefix) + self.width) + prefix
+        self.prefix = _opened(1, len(prefix) + self.width) + prefix  # Vectors.vector, or NamedVectors.vectors
+        self.length = len(self.prefix) + self.width
+
+
+def weight(message: Pieces) -> int:
+    """Bytes of a message in pieces."""
+    return sum(map(len, message))
+
+
+def vector(row: Floats) -> grpc.DenseVector:
+    """A query's vector, float32 (d,), as a message."""
+    raw = np.ascontiguousarray(row, dtype="<f4").tobytes()
+    message: grpc.DenseVector = grpc.DenseVector.FromString(_opened(1, len(raw)) + raw)
+    return message
+
+
+def matrix(points: Sequence[Any], name: str) -> Floats | None:
+    """The vectors called `name` of points that were read, float32 (n, d); None where there are no points."""
+    found: Floats | None = None
+    for row, point in enumerate(points):
+        vectors = point.vectors
+        output = vectors.vectors.vectors[name] if name else vectors.vector
+        # servers before 1.16 fill `data`, later ones `dense`
+        data = output.dense.data if output.HasField("dense") else output.data
+        if found is None:
+            found = np.empty((len(points), len(data)), dtype=np.float32)
+        found[row] = data
+    return found
+
+
+def _head(collection: str) -> Pieces:
+    name = collection.encode()
+    return [_opened(1, len(name)) + name, _WAIT]
+
+
+def _opened(field: int, length: int) -> bytes:
+    """What stands before a field of `length` bytes: its number, wire type 2, and the length."""
+    return _varint(field << 3 | 2) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
