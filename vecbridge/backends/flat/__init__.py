@@ -18,6 +18,8 @@ from pathlib import Path
 from ...errors import CollectionExists, CollectionNotFound, InputError, StoreError, UrlError
 from ...limits import Limits, limits
 from ...manifest import Manifest, check_name
+from ...types import Finding
+from . import findings
 from .database import RECORDS, check_json, create, locked, translated
 from .matrix import Files, sync_folder
 from .table import FORMAT, FlatTable
@@ -120,6 +122,11 @@ class FlatBackend:
                     raise self._missing(name) from None
                 sync_folder(self._folder)
                 shutil.rmtree(gone)
+
+    def findings(self) -> list[Finding]:
+        self._check()
+        with translated(self._folder):
+            return findings.findings(self, self._folder, _LEFTOVER)
 
     def close(self) -> None:
         self._closed = True

@@ -19,7 +19,8 @@ from ...errors import (
 )
 from ...limits import Limits, limits
 from ...manifest import Manifest
-from . import sql
+from ...types import Finding
+from . import findings, sql
 from .address import Address, parse
 from .pool import Connection, Pool
 from .sql import Place
@@ -284,6 +285,11 @@ class Postgres:
                 )
 
         self._pool.run(work)
+
+    def findings(self) -> list[Finding]:
+        """What is right and wrong with this database and the collections in it; changes nothing."""
+        self._facts = self._pool.run(lambda connection: _ask(connection, self._address.schema))
+        return findings.findings(self, self._pool, self._place, socket=self._address.socket)
 
     def _table(self, manifest: Manifest) -> Table:
         return Table(self._pool, self._place, manifest, iterative=self.limits().has("iterative scan"))

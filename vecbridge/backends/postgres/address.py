@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
@@ -39,6 +40,12 @@ class Address:
         """Whether the server runs on this machine."""
         hosts = f"{self.params.get('host', '')},{self.params.get('hostaddr', '')}".split(",")
         return all(host in ("", "localhost", "::1") or host.startswith(("/", "@", "127.")) for host in hosts)
+
+    @property
+    def socket(self) -> bool:
+        """Whether the server is reached through a Unix socket."""
+        host = self.params.get("host") or os.environ.get("PGHOST", "")
+        return "hostaddr" not in self.params and (not host or host.startswith(("/", "@")))
 
 
 def parse(url: str, *, shown: str | None = None) -> Address:

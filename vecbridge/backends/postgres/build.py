@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -38,6 +39,21 @@ class _Found:
     opclass: str
     expression: str
     options: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bytes that the graph needs to be built in memory, bytes that a build takes at most, and its workers."""
+
+    memory: int
+    most: int
+    workers: int
+
+
+def needs(table: Table, index: Index, *, rows: int) -> Needs:
+    """What building `index` over so many rows would take."""
+    most, workers = _machine(local=table.pool.local, rows=rows)
+    return Needs(_memory(table, index, rows, sys.maxsize), most, workers)
 
 
 def state(table: Table, connection: Connection) -> IndexState:

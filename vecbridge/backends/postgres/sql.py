@@ -13,8 +13,8 @@ from typing import Literal
 from psycopg.sql import SQL, Composable, Composed, Identifier, Placeholder
 from psycopg.sql import Literal as Value
 
-from ...limits import ROW_BYTES, has_copy, largest_inline
 from ...manifest import Manifest
+from ...objections import ROW_BYTES, has_copy, largest_inline
 from ...types import Element, Index, Metric
 
 CATALOGUE = "vecbridge$collections"
@@ -56,6 +56,11 @@ class Place:
         """The advisory lock of a collection, or of the catalogue: 64 bits, signed."""
         text = f"vecbridge\0{self.schema if name else ''}\0{name}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def quoted(name: str) -> str:
+    """A name as SQL for people to run."""
+    return Identifier(name).as_string(None)
 
 
 def type_of(element: Element) -> Type:
