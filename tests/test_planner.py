@@ -14,12 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vecbridge import models
+from vecbridge.candidates import candidates
 from vecbridge.errors import InputError, PlanError
-from vecbridge.explain import describe, human, lasting
+from vecbridge.explain import best, describe, human, lasting
 from vecbridge.limits import Limits, limits
-from vecbridge.planner import Plan, candidates, plan
+from vecbridge.planner import Plan, plan, plan_places
 from vecbridge.sizes import estimate
-from vecbridge.types import Index, Layout, Metric, Shorten, Space
+from vecbridge.types import Index, Layout, Metric, Shorten, Space, Spread
 
 M = 1_000_000
 
@@ -44,6 +45,16 @@ def lists(element: Any, lists: int, probes: int, oversample: int) -> Layout:
     return Layout(index=Index("ivfflat", element, lists=lists, probes=probes), oversample=oversample)
 
 
+def graph(element: Any, ef_search: int = 256, shorten: Shorten | None = None) -> Index:
+    """A graph as the planner lays it out for Qdrant."""
+    return Index("hnsw", element, shorten, ef_construction=100, ef_search=ef_search)
+
+
+INT8 = Layout(index=graph("int8"), oversample=4)
+TURBO4 = Layout(index=graph("turbo4"), oversample=4)
+TURBO2 = Layout(index=graph("turbo2"), oversample=10)
+TURBO1 = Layout(index=graph("turbo1", 400), oversample=40)
+CODES = Layout(index=graph("bit", 400), oversample=40)
 QWEN = "Qwen/Qwen3-Embedding-8B"
 
 
@@ -108,8 +119,33 @@ QWEN = "Qwen/Qwen3-Embedding-8B"
             {"rows": M, "on": "flat", "disk": "6GB", "model": QWEN},
             Layout(element="float16", shorten=Shorten("truncate", 2048)),
         ),
+        # Qdrant scans what fits the time, then walks a graph over the whole vectors
+        (3, {"rows": 0, "on": "qdrant"}, Layout()),
+        (3584, {"rows": 20_000, "on": "qdrant"}, Layout()),
+        (3584, {"rows": 20_000, "on": "edge"}, Layout()),
+        (3584, {"rows": M, "on": "qdrant"}, Layout(index=graph("float32"))),
+        (3584, {"rows": M, "on": "edge"}, Layout(index=graph("float32"))),
+        (65_536, {"rows": M, "on": "qdrant"}, Layout(index=graph("float32"))),
+        # with less and less memory
+        (3584, {"rows": M, "on": "qdrant", "memory": "8GB"}, INT8),
+        (3584, {"rows": M, "on": "qdrant@1.12.0", "memory": "8GB"}, INT8),
+        (3584, {"rows": M, "on": "qdrant", "memory": "2.1GB"}, TURBO4),
+        (4096, {"rows": M, "on": "qdrant", "memory": "1.8GB", "model": QWEN},
+         Layout(index=graph("float32", shorten=Shorten("truncate", 256)), oversample=20)),
+        (3584, {"rows": M, "on": "qdrant", "memory": "1.2GB"}, TURBO2),
+        (3584, {"rows": M, "on": "edge", "memory": "700MB"}, TURBO1),
+        (3584, {"rows": M, "on": "qdrant@1.17.0", "memory": "700MB"}, CODES),
+        (300, {"rows": M, "on": "qdrant", "memory": "350MB"}, TURBO2),
+        (300, {"rows": M, "on": "qdrant", "memory": "300MB"}, Layout("float16", shorten=Shorten("pca", 128))),
+        # and with less disk
+        (3584, {"rows": M, "on": "qdrant", "disk": "9GB"}, Layout("float16", index=graph("float16"))),
+        (3584, {"rows": M, "on": "qdrant", "disk": "6GB"},
+         Layout(shorten=Shorten("pca", 1024), index=graph("float32"))),
+        # too long to store
+        (70_000, {"rows": M, "on": "qdrant", "nested": [4096]},
+         Layout(shorten=Shorten("truncate", 4096), index=graph("float32"))),
     ],
-)
+)  # fmt: skip
 def test_the_plan_is_the_one_expected(dim: int, arguments: dict[str, Any], layout: Layout) -> None:
     planned = plan(dim, **arguments)
     assert planned.layout == layout, planned.explain()
@@ -151,7 +187,9 @@ def test_a_plan_is_json() -> None:
     data = json.loads(json.dumps(planned.to_dict()))
     assert set(data) == {
         "space", "rows", "backend", "version", "chosen", "layout", "refused", "estimates", "notes",
+        "nodes", "place", "here", "others",
     }  # fmt: skip
+    assert (data["nodes"], data["place"], data["here"], data["others"]) == (1, "pgvector 0.8.0", [], [])
     assert data["space"] == {
         "dim": 3584, "metric": "cosine", "nested": [], "model": "bge-multilingual-gemma2",
     }  # fmt: skip
@@ -238,10 +276,17 @@ def test_an_old_server_with_an_hnsw_index_is_warned_of() -> None:
         ({"dim": 3, "disk": "0GB"}, "expected disk above 0 bytes, got '0GB'"),
         ({"dim": 3, "disk": -5}, "expected disk of at least 0, got -5"),
         ({"dim": 3, "nested": [0]}, "expected a nested size of at least 1, got 0"),
-        ({"dim": 3, "on": "oracle"}, "expected a backend .* known are flat, pgvector; got 'oracle'"),
+        ({"dim": 3, "on": "oracle"}, "expected a backend .* known are edge, flat, pgvector, "
+            "qdrant; got 'oracle'"),
+        ({"dim": 3, "on": ["flat", "oracle"]}, "expected a backend .* got 'oracle'"),
+        ({"dim": 3, "on": []}, "expected at least one backend to plan for, got none"),
+        ({"dim": 3, "on": "qdrant", "nodes": 0}, "expected nodes of at least 1, got 0"),
+        ({"dim": 3, "on": "qdrant", "nodes": 2.5}, r"expected nodes as a whole number, got 2\.5"),
+        ({"dim": 3, "on": ["pgvector", "edge"], "nodes": 3}, "expected qdrant among the backends for a "
+            "cluster of 3 nodes, got pgvector, edge: the others keep a collection on one machine"),
         ({"dim": 3, "model": 5}, "expected the model's name as text, got 5"),
     ],
-)
+)  # fmt: skip
 def test_arguments_without_sense_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan(**arguments)
@@ -266,12 +311,34 @@ def test_budgets_are_read_in_decimal_and_binary_units(text: str | int, size: flo
 
 
 versions = st.sampled_from(
-    ["flat", "pgvector@0.4.4", "pgvector@0.5.1", "pgvector@0.6.2", "pgvector@0.7.4", "pgvector@0.8.5"]
+    [
+        *("flat", "pgvector@0.4.4", "pgvector@0.5.1", "pgvector@0.6.2", "pgvector@0.7.4", "pgvector@0.8.5"),
+        *("qdrant@1.17.1", "qdrant@1.19.0", "edge@0.9.0"),
+    ]
 )
 dims = st.one_of(
     st.integers(1, 70_000),
     st.sampled_from(
-        [1, 2, 499, 948, 1969, 2000, 2001, 2008, 2009, 4000, 4001, 4006, 4007, 4016, 16_000, 16_001]
+        [
+            1,
+            2,
+            499,
+            948,
+            1969,
+            2000,
+            2001,
+            2008,
+            2009,
+            4000,
+            4001,
+            4006,
+            4007,
+            4016,
+            16_000,
+            16_001,
+            65_536,
+            65_537,
+        ]
     ),
 )
 rows = st.one_of(st.integers(0, 10**9), st.integers(0, 100_000))
@@ -341,6 +408,258 @@ def test_no_candidate_comes_twice(dim: int, rows: int, on: str, nested: list[int
     sizes = tuple(sorted({size for size in nested if size < dim}, reverse=True))
     order = list(candidates(Space(dim, nested=sizes), rows, limits(on)))
     assert len(order) == len(set(order))
+
+
+@settings(deadline=None)
+@given(dims, rows, st.integers(1, 40), budgets)
+def test_a_cluster_holds_at_least_what_one_of_its_machines_would(
+    dim: int, rows: int, nodes: int, memory: int | None
+) -> None:
+    alone = attempt(dim, rows=rows, on="qdrant", memory=memory)
+    shared = attempt(dim, rows=rows, on="qdrant", memory=memory, nodes=nodes)
+    if alone is None:
+        return
+    assert shared is not None
+    assert shared.limits.nodes == nodes
+    spread = shared.layout.spread
+    assert (spread is None) == (nodes == 1)
+    if spread is None:
+        assert shared == alone
+        return
+    assert spread.shards % nodes == 0
+    assert spread.shards >= 2 * nodes
+    assert rows / spread.shards <= 20_000_000
+    assert (spread.replication, spread.write_consistency) == (2, 1)
+    order = list(candidates(alone.space, rows, alone.limits))
+    assert order.index(replace(shared.layout, spread=None)) <= order.index(alone.layout)
+
+
+def test_more_rows_than_a_shard_should_hold_make_more_shards() -> None:
+    for rows, shards in ((0, 6), (120_000_000, 6), (121_000_000, 9), (10**9, 51)):
+        spread = plan(64, rows=rows, on="qdrant", nodes=3).layout.spread
+        assert spread == Spread(shards, 2, 1)
+
+
+def test_a_cluster_is_explained_in_words_and_its_budgets_are_of_each_machine() -> None:
+    single = plan(1024, rows=20 * M, on="qdrant", memory="80GB")
+    assert single.layout == INT8
+    assert any(
+        one.reason
+        == "building its index takes about 128 GB of memory; the budget is 80.0 GB; a cluster of 4 "
+        "such machines would hold it, each shard kept twice"
+        for one in single.refused
+    ), single.explain()
+    # as many as the refusal names hold it, one fewer do not
+    planned = plan(1024, rows=20 * M, on="qdrant", memory="80GB", nodes=4)
+    assert planned.layout == Layout(index=graph("float32"), spread=Spread(8, 2, 1))
+    assert plan(1024, rows=20 * M, on="qdrant", memory="80GB", nodes=3).layout.index == graph("int8")
+    whole = estimate(single.space, Layout(index=graph("float32")), rows=20 * M, limits=single.limits)
+    assert planned.estimates.serve_memory_bytes == pytest.approx(whole.serve_memory_bytes / 2)
+    assert describe(planned.layout, 1024) == (
+        "HNSW index (float32, 1,024 dims, m=16), spread in 8 shards, each kept twice"
+    )
+    text = " ".join(planned.explain().split())
+    for part in (
+        "on qdrant 1.19.0, 4 machines",
+        "it is spread over 4 machines in 8 shards, each kept twice",
+        "disk on each machine: 43",
+        "memory on each machine:",
+        "8 let it grow to 16 machines",
+    ):
+        assert part in text
+    data = planned.to_dict()
+    assert data["nodes"] == 4
+    assert data["layout"]["spread"] == {"shards": 8, "replication": 2, "write_consistency": 1}
+    assert Layout.from_dict(json.loads(json.dumps(data["layout"]))) == planned.layout
+
+
+def test_machines_share_a_scan() -> None:
+    one = plan(1024, rows=150_000, on="qdrant")
+    four = plan(1024, rows=150_000, on="qdrant", nodes=4)
+    assert one.estimates.scan_seconds == pytest.approx(4 * four.estimates.scan_seconds)
+    assert plan(1024, rows=500_000, on="qdrant").layout.index == graph("float32")
+    assert plan(1024, rows=500_000, on="qdrant", nodes=4).layout == Layout(spread=Spread(8, 2, 1))
+
+
+def test_qdrants_own_habits_are_noted() -> None:
+    notes = plan(3584, rows=M, on="qdrant", memory="8GB").notes
+    assert any("less than 10,000 KB, here 714 vectors" in note for note in notes)
+    assert any("quantised copies are made when the index is built" in note for note in notes)
+    assert not any("10,000 KB" in note for note in plan(3584, rows=1000, on="qdrant").notes)
+    assert not any("hnsw vacuum" in note for note in plan(3584, rows=M, on="qdrant@1.19.0").notes)
+
+
+# --- several places ----------------------------------------------------------------------------------
+
+OLD = "pgvector@0.6.2"
+
+
+@pytest.mark.parametrize(
+    ("dim", "rows", "on", "chosen"),
+    [
+        # what pgvector indexes whole stays where it was put first
+        (768, M, ["pgvector", "qdrant", "flat"], "pgvector 0.8.0"),
+        (2000, M, [OLD, "qdrant", "flat"], "pgvector 0.6.2"),
+        (3584, M, ["pgvector@0.8.5", "qdrant"], "pgvector 0.8.5"),
+        (768, M, ["qdrant", "pgvector"], "qdrant 1.19.0"),
+        (768, 10_000, ["flat", "pgvector", "qdrant"], "flat 0.1.0"),
+        (2000, 10_000, ["edge", "flat"], "edge 0.9.0"),
+        # what it indexes in part goes where it is searched whole
+        (2001, M, [OLD, "qdrant", "flat"], "qdrant 1.19.0"),
+        (3584, 100_000, [OLD, "qdrant", "flat"], "qdrant 1.19.0"),
+        (3584, 100_000, [OLD, "flat", "edge"], "edge 0.9.0"),
+        (4096, M, ["pgvector", "qdrant"], "qdrant 1.19.0"),
+        (20_000, M, ["pgvector", "qdrant"], "qdrant 1.19.0"),
+        # without such a place: flat while a scan fits the time, else in part
+        (3584, 50_000, [OLD, "flat"], "flat 0.1.0"),
+        (3584, 100_000, [OLD, "flat"], "pgvector 0.6.2"),
+        (768, M, ["flat", OLD], "pgvector 0.6.2"),
+        # a place where nothing fits does not count
+        (70_000, 1_000, ["qdrant", "flat"], "flat 0.1.0"),
+    ],
+)
+def test_of_several_places_the_first_that_serves_most_exactly_is_chosen(
+    dim: int, rows: int, on: list[str], chosen: str
+) -> None:
+    planned = plan(dim, rows=rows, on=on)
+    assert planned.place == chosen == f"{planned.limits.backend} {planned.limits.version}"
+    # its plan is the one that it would have alone
+    alone = plan(dim, rows=rows, on=planned.limits)
+    assert replace(planned, here=(), others=()) == alone
+    assert [one.place for one in planned.others] == [
+        f"{limits(one).backend} {limits(one).version}" for one in on if limits(one) != planned.limits
+    ]
+    for other, name in zip(planned.others, [one for one in on if limits(one) != planned.limits], strict=True):
+        assert other.layout == plan(dim, rows=rows, on=name).layout
+        assert any(re.search(r"\d", reason) for reason in other.reasons), other
+
+
+def test_the_explanation_says_why_here_and_why_not_elsewhere_with_numbers() -> None:
+    planned = plan(3584, rows=100_000, on=[OLD, "qdrant", "flat"])
+    assert planned.here == (
+        "qdrant 1.19.0 searches the whole vectors; no place named before it serves as exactly",
+        "its hnsw takes up to 65,536 dimensions; these have 3,584",
+    )
+    old, flat = planned.others
+    assert old.layout == projected(512, "float32")
+    assert old.reasons[0].startswith(
+        "it searches a part of what tells the vectors apart, and re-ranks on the whole, 2."
+    )
+    assert "halfvec needs pgvector 0.7.0, this is 0.6.2" in old.reasons
+    assert "hnsw on float32 vectors stops at 2,000 dimensions; these have 3,584" in old.reasons
+    assert flat.layout == Layout()
+    assert flat.reasons == ("it has no index: one search takes about 0.18 s; the budget is 0.1 s",)
+    text = planned.explain()
+    assert max(map(len, text.splitlines())) <= 88
+    flowing = " ".join(text.split())
+    for part in (
+        "Why here - qdrant 1.19.0 searches",
+        "Elsewhere - pgvector 0.6.2: HNSW index on a PCA",
+        "- flat 0.1.0: exact scan of float32 vectors (3,584 dims) - it has no index",
+    ):
+        assert part in flowing
+    data = json.loads(json.dumps(planned.to_dict()))
+    assert data["place"] == "qdrant 1.19.0"
+    assert data["here"] == list(planned.here)
+    assert [(one["place"], one["best"], one["reasons"]) for one in data["others"]] == [
+        (one.place, best(one, 3584), list(one.reasons)) for one in (old, flat)
+    ]
+    assert Layout.from_dict(data["others"][0]["layout"]) == old.layout
+
+
+def test_a_place_that_serves_as_well_is_said_to_have_been_named_later() -> None:
+    planned = plan(768, rows=M, on=["pgvector", "qdrant"])
+    assert planned.here[0] == (
+        "pgvector 0.8.0 searches the whole vectors; so would others, and it was named first"
+    )
+    [other] = planned.others
+    assert re.fullmatch(
+        r"it would serve as exactly \(3\.\d GB on disk, \d\.\d GB at the chosen place\), and was named later",
+        other.reasons[0],
+    )
+
+
+def test_a_budget_can_move_a_collection() -> None:
+    on = ["pgvector@0.8.5", "qdrant"]
+    assert plan(3584, rows=M, on=on).place == "pgvector 0.8.5"
+    planned = plan(3584, rows=M, on=on, memory="4.5GB")
+    assert (planned.place, planned.layout) == ("qdrant 1.19.0", INT8)
+    assert any("the budget is 4.5 GB" in reason for reason in planned.others[0].reasons)
+
+
+@pytest.mark.parametrize(
+    ("disk", "there", "here"),
+    [("20GB", STORED_HALF, Layout(index=graph("float32"))),
+     ("9GB", replace(HALF, shorten=Shorten("pca", 1024)), Layout("float16", index=graph("float16")))],
+)  # fmt: skip
+def test_whole_precision_goes_before_half_and_half_before_what_is_cut(
+    disk: str, there: Layout, here: Layout
+) -> None:
+    planned = plan(3584, rows=M, on=["pgvector@0.8.5", "qdrant"], disk=disk)
+    assert (planned.place, planned.layout) == ("qdrant 1.19.0", here)
+    assert planned.others[0].layout == there
+
+
+def test_a_place_where_nothing_fits_says_what_was_refused() -> None:
+    planned = plan(70_000, rows=1_000, on=["qdrant", "flat"], disk="300MB")
+    assert planned.place == "flat 0.1.0"
+    [qdrant] = planned.others
+    assert qdrant.layout is not None
+    planned = plan(3584, rows=M, on=["pgvector", "flat"], disk="350MB")
+    assert planned.place == "flat 0.1.0"
+    [pgvector] = planned.others
+    assert pgvector.layout is None
+    assert re.fullmatch(r"nothing fits there; \d+ layouts were refused", pgvector.reasons[0])
+    assert any("the budget is 350 MB" in reason for reason in pgvector.reasons)
+    assert "- pgvector 0.8.0: nothing" in planned.explain()
+
+
+def test_where_no_place_fits_the_reasons_of_all_are_listed() -> None:
+    with pytest.raises(
+        PlanError,
+        match=r"(?s)^no layout for 1,000,000 vectors of 3,584 dimensions on pgvector "
+        r"0\.8\.0 fits; .*\nand none on qdrant 1\.19\.0 fits; .*the budget is 10\.0 MB",
+    ):
+        plan(3584, rows=M, on=["pgvector", "qdrant"], disk="10MB")
+
+
+def test_places_have_the_names_that_they_are_given_and_the_chosen_is_counted_from_0() -> None:
+    places = [("postgresql://old", limits(OLD)), ("qdrant://near", limits("qdrant@1.19.0"))]
+    number, planned = plan_places(3584, places=places, rows=M)
+    assert (number, planned.place, planned.others[0].place) == (1, "qdrant://near", "postgresql://old")
+    assert planned.here[0].startswith("qdrant://near searches the whole vectors")
+    number, planned = plan_places(1536, places=places, rows=M)
+    assert (number, planned.place, planned.others[0].place) == (0, "postgresql://old", "qdrant://near")
+    number, planned = plan_places(1536, places=places[1:], rows=M)
+    assert (number, planned.place, planned.here, planned.others) == (0, "qdrant://near", (), ())
+
+
+def test_a_server_that_knows_its_machines_needs_not_be_told() -> None:
+    three = replace(limits("qdrant@1.19.0"), nodes=3)
+    assert plan(768, rows=M, on=three) == plan(768, rows=M, on="qdrant@1.19.0", nodes=3)
+    assert plan(768, rows=M, on=three, nodes=1).layout.spread is None
+    assert plan(768, rows=M, on=[three, "pgvector"]).layout.spread == Spread(6, 2, 1)
+
+
+@settings(deadline=None)
+@given(dims, rows, st.lists(versions, min_size=2, max_size=4, unique=True), budgets, budgets)
+def test_the_order_of_places_decides_among_equals_alone(
+    dim: int, rows: int, on: list[str], memory: int | None, disk: int | None
+) -> None:
+    alone = [attempt(dim, rows=rows, on=one, memory=memory, disk=disk) for one in on]
+    planned = attempt(dim, rows=rows, on=on, memory=memory, disk=disk)
+    if planned is None:
+        assert alone == [None] * len(on)
+        return
+    assert len(planned.others) == len(on) - 1
+    assert replace(planned, here=(), others=()) in alone
+    assert max(map(len, planned.explain().splitlines())) <= 88
+    assert json.loads(json.dumps(planned.to_dict()))["place"] == planned.place
+    # named first, it is chosen as well: none serves more exactly
+    name = next(one for one in on if limits(one).backend == planned.limits.backend
+                and limits(one).version == planned.limits.version)  # fmt: skip
+    again = plan(dim, rows=rows, on=[name, *(one for one in on if one != name)], memory=memory, disk=disk)
+    assert again.place == planned.place
 
 
 def test_what_keeps_the_whole_vector_is_preferred_to_what_cuts_it() -> None:
@@ -432,8 +751,9 @@ def test_nested_sizes_are_those_below_the_vectors_that_come() -> None:
 def test_planning_loads_neither_numpy_nor_a_driver() -> None:
     code = (
         "import sys, vecbridge.planner as p; p.plan(3584, rows=10**6, model='bge-m3').explain(); "
+        "p.plan(3584, on=['pgvector', 'qdrant', 'flat'], nodes=3).explain(); "
         "print([name for name in ('numpy', 'psycopg', 'pgvector', 'sklearn', 'httpx', 'typer', 'rich', "
-        "'qdrant_client') if name in sys.modules])"
+        "'qdrant_client', 'qdrant_edge') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -223,7 +223,7 @@ def test_3584_dimensions_on_a_half_precision_index(store: Postgres) -> None:
 
 
 def test_the_whole_row_with_an_inline_vector_fits_its_page(store: Postgres) -> None:
-    from vecbridge.limits import largest_inline
+    from vecbridge.objections import largest_inline
 
     layouts = {
         "stored": (Layout(inline=True), largest_inline(Layout(inline=True), 8160)),

@@ -1,26 +1,34 @@
-"""The page model against a real server: within 10 % of what PostgreSQL says."""
+"""Sizes against the real thing: within 10 % of what PostgreSQL says, within 15 % of Edge's files."""
 
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
+import qdrant_edge
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vecbridge.limits import limits
+from vecbridge.objections import QUANTISED
 from vecbridge.sizes import (
     estimate,
+    graph_bytes,
     hnsw_bytes,
     hnsw_memory,
     ivfflat_bytes,
     ivfflat_memory,
+    quantised_bytes,
     row_bytes,
 )
-from vecbridge.types import Element, Index, Layout, Shorten, Space
+from vecbridge.types import Element, Index, Layout, Shorten, Space, Spread
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 TYPES = {"float32": "vector", "float16": "halfvec", "bit": "bit"}
@@ -223,11 +231,31 @@ layouts = st.sampled_from(
 )
 
 
-@given(layouts, st.integers(600, 16_000), st.integers(0, 10**9), st.integers(0, 10**9))
-def test_more_rows_never_take_less(layout: Layout, dim: int, one: int, other: int) -> None:
-    few, many = (
-        estimate(Space(dim), layout, rows=rows, limits=limits("pgvector")) for rows in sorted((one, other))
-    )
+# what a shard of Edge takes, by its vectors and what is kept beside them
+SHARDS: dict[str, Layout] = {
+    "exact": Layout(),
+    "hnsw": Layout(index=Index("hnsw", ef_construction=100)),
+    "float16": Layout("float16", index=Index("hnsw", "float16", ef_construction=100)),
+    "int8": Layout(index=Index("hnsw", "int8", ef_construction=100), oversample=4),
+    "turbo4": Layout(index=Index("hnsw", "turbo4", ef_construction=100), oversample=4),
+    "turbo2": Layout(index=Index("hnsw", "turbo2", ef_construction=100), oversample=10),
+    "bit": Layout(index=Index("hnsw", "bit", ef_construction=100), oversample=40),
+    "prefix": Layout(index=Index("hnsw", shorten=Shorten("truncate", 64)), oversample=20),
+}
+
+
+@given(
+    st.one_of(
+        st.tuples(st.just("pgvector"), layouts),
+        st.tuples(st.just("qdrant"), st.sampled_from([*SHARDS.values()])),
+    ),
+    st.integers(600, 16_000),
+    st.integers(0, 10**9),
+    st.integers(0, 10**9),
+)
+def test_more_rows_never_take_less(place: tuple[str, Layout], dim: int, one: int, other: int) -> None:
+    on, layout = place
+    few, many = (estimate(Space(dim), layout, rows=rows, limits=limits(on)) for rows in sorted((one, other)))
     assert few.table_bytes <= many.table_bytes
     assert few.index_bytes <= many.index_bytes
     assert few.build_memory_bytes <= many.build_memory_bytes
@@ -236,11 +264,119 @@ def test_more_rows_never_take_less(layout: Layout, dim: int, one: int, other: in
 
 
 def test_what_the_memory_does_not_hold_is_read_from_disk() -> None:
-    for on in ("flat", "pgvector"):
+    for on in ("flat", "pgvector", "qdrant", "edge"):
         ample = estimate(Space(3584), Layout(), rows=10**6, limits=limits(on), memory=10**11)
         scarce = estimate(Space(3584), Layout(), rows=10**6, limits=limits(on), memory=10**9)
         assert scarce.scan_seconds > ample.scan_seconds
         assert ample == estimate(Space(3584), Layout(), rows=10**6, limits=limits(on))
+
+
+def quantisation(element: Element) -> Any:
+    if element == "int8":
+        return qdrant_edge.ScalarQuantizationConfig(type=qdrant_edge.ScalarType.Int8)
+    if element == "bit":
+        return qdrant_edge.BinaryQuantizationConfig()
+    bits = {"turbo4": "Bits4", "turbo2": "Bits2", "turbo1": "Bits1"}
+    if element in bits:
+        size = getattr(qdrant_edge.TurboQuantBitSize, bits[element])
+        return qdrant_edge.TurboQuantQuantizationConfig(bits=size)
+    return None
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Bytes that a shard's files occupy, by name; those made longer than needed count as far as filled."""
+    found: dict[str, int] = {}
+    for file in folder.rglob("*"):
+        if file.is_file():
+            found[file.name] = found.get(file.name, 0) + file.stat().st_blocks * 512
+    return found
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_shard_of_edge_is_as_large_as_predicted(name: str, tmp_path: Path) -> None:
+    layout, dim, rows = SHARDS[name], 256, 2_000
+    short = layout.index.shorten.dim if layout.index and layout.index.shorten else 0
+    made = np.random.default_rng(5)
+    vectors = made.standard_normal((rows, dim), dtype=np.float32)
+
+    def graph(m: int) -> qdrant_edge.HnswIndexConfig:
+        return qdrant_edge.HnswIndexConfig(m=m, ef_construct=16, full_scan_threshold=10)
+
+    def kept(size: int, m: int) -> qdrant_edge.EdgeVectorParams:
+        half = qdrant_edge.VectorStorageDatatype.Float16 if layout.element == "float16" else None
+        return qdrant_edge.EdgeVectorParams(
+            size=size, distance=qdrant_edge.Distance.Cosine, datatype=half, hnsw_config=graph(m)
+        )
+
+    m = 16 if layout.index else 0
+    shard = qdrant_edge.EdgeShard.create(
+        str(tmp_path),
+        qdrant_edge.EdgeConfig(
+            vectors={"full": kept(dim, 0), "short": kept(short, m)} if short else kept(dim, m),
+            quantization_config=quantisation(layout.index.element) if layout.index else None,
+            optimizers=qdrant_edge.EdgeOptimizersConfig(indexing_threshold=10, default_segment_number=1),
+        ),
+    )
+    for start in range(0, rows, 500):
+        points = []
+        for row in range(start, start + 500):
+            vector = vectors[row]
+            id = str(uuid.uuid5(uuid.NAMESPACE_OID, str(row)))
+            payload = {"id": f"{row:016}", "digest": f"{row:064x}"}
+            both = {"full": vector, "short": vector[:short]} if short else vector
+            points.append(qdrant_edge.Point(id, both, payload))
+        shard.update(qdrant_edge.UpdateOperation.upsert_points(points))
+    shard.flush()
+    shard.optimize()
+    # what is merged into another segment goes with the next look
+    shard.optimize()
+    shard.flush()
+    shard.close()
+
+    space = Space(dim, nested=(short,) if short else ())
+    costs = estimate(space, layout, rows=rows, limits=limits("edge"))
+    found = files(tmp_path)
+    total = sum(found.values())
+    assert costs.table_bytes + costs.index_bytes == pytest.approx(total, rel=0.15)
+    links = found.get("links_compressed.bin", 0)
+    if layout.index is None:
+        assert costs.index_bytes == 0
+        assert links < 0.01 * total
+        return
+    # links in as many bits as there are rows, in lists that are filled by half or to the brim
+    assert 0.5 * graph_bytes(rows, 16) < links < 1.5 * graph_bytes(rows, 16)
+    if layout.index.element in QUANTISED:
+        copy = rows * quantised_bytes(layout.index.element, dim)
+        assert found["quantized.data"] - 8192 < copy <= found["quantized.data"]  # files end with a block
+        assert costs.index_bytes == graph_bytes(rows, 16) + copy
+
+
+def test_quantised_copies_are_what_has_to_stay_in_memory() -> None:
+    known, space, rows = limits("qdrant"), Space(1024), 10**6
+    vectors = rows * 1024 * 4
+    whole = estimate(space, SHARDS["hnsw"], rows=rows, limits=known)
+    # Qdrant's own rule: half as much again as the vectors take
+    assert whole.serve_memory_bytes == pytest.approx(1.5 * vectors, rel=0.02)
+    costs = [estimate(space, SHARDS[name], rows=rows, limits=known) for name in ("int8", "turbo4", "turbo2")]
+    for shrunk, times in zip(costs, (4, 8, 16), strict=True):
+        assert vectors / times < shrunk.serve_memory_bytes < vectors / times * 1.5
+        assert shrunk.table_bytes == whole.table_bytes
+    half = estimate(space, SHARDS["float16"], rows=rows, limits=known)
+    assert half.serve_memory_bytes == pytest.approx(whole.serve_memory_bytes / 2, rel=0.02)
+
+
+def test_each_machine_of_a_cluster_takes_its_share() -> None:
+    single, three = limits("qdrant"), replace(limits("qdrant"), nodes=3)
+    rows, layout = 6 * 10**6, SHARDS["int8"]
+    one = estimate(Space(768), layout, rows=rows, limits=single)
+    for replication in (1, 2, 3):
+        spread = replace(layout, spread=Spread(6, replication))
+        each = estimate(Space(768), spread, rows=rows, limits=three)
+        for field in ("table_bytes", "index_bytes", "build_memory_bytes", "serve_memory_bytes"):
+            assert getattr(each, field) == pytest.approx(getattr(one, field) * replication / 3, rel=0.02)
+    scanned = estimate(Space(768), Layout(spread=Spread(6, 2)), rows=rows, limits=three)
+    alone = estimate(Space(768), Layout(), rows=rows, limits=single)
+    assert scanned.scan_seconds == pytest.approx(alone.scan_seconds / 3)
 
 
 def test_a_flat_collection_is_its_matrix_and_little_more() -> None:
