@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_qdrant
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ from vecbridge.types import Index, Layout
 Floats = NDArray[np.float32]
 SEED = 0
 BATCH = 1000
-JOBS = ("start", "flat", "pgvector", "memory")
+JOBS = ("start", "flat", "qdrant", "pgvector", "memory")
 
 
 @dataclass(frozen=True)
@@ -380,6 +381,11 @@ def main() -> int:
         if "flat" in options.jobs:
             with heartbeat(console, "flat storage"):
                 table += bench_flat(folder / "flat", vectors, options.rounds)
+        if "qdrant" in options.jobs:
+            with heartbeat(console, "Qdrant"):
+                _, documents, metadata = records(options.rows)
+                lines = bench_qdrant.rows(vectors, documents, metadata, paired=paired, rounds=options.rounds)
+                table += [Row(**line) for line in lines]
         url = f"pgvector:{folder / 'pg'}"
         with closing(embedded.lease(folder / "pg")) as lease:
             with psycopg.connect(lease.url) as connection:

@@ -111,9 +111,6 @@ class Edge:
         with sentences(self._url):
             operation = qe.UpdateOperation.create_field_index(field, _SCHEMAS[schema])
         collection.update(operation, size=0)
-        with collection.writing, sentences(self._url):
-            # what the log replays is the order to index, and not what came of it
-            collection.flush()
 
     def optimise(self, name: str, change: Json, progress: Progress | None) -> None:
         edge_build.optimise(self._collection(name), change, progress)

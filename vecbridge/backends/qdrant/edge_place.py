@@ -264,12 +264,14 @@ class Place:
             clear(old)
 
     def keep(self, key: str, content: bytes) -> None:
+        """Store bytes under a key, in one step."""
         with self.guard, sentences(self.shown):
             self._kept.mkdir(exist_ok=True)
             check_room(self.path, len(content), "what is to be kept")
             write(self._kept / folder_name(key), content)
 
     def kept(self, key: str) -> bytes | None:
+        """The bytes under a key, None where there are none."""
         with sentences(self.shown):
             try:
                 return (self._kept / folder_name(key)).read_bytes()
@@ -277,6 +279,7 @@ class Place:
                 return None
 
     def forget(self, key: str) -> None:
+        """Remove what is under a key."""
         with self.guard, sentences(self.shown), suppress(FileNotFoundError):
             (self._kept / folder_name(key)).unlink()
             sync(self._kept)
@@ -293,6 +296,7 @@ class Place:
                     one.access.release()
 
     def closed_error(self) -> StoreError:
+        """The error for a place that was closed."""
         return StoreError(f"{self.shown} was closed; connect again")
 
     def close(self) -> None:

@@ -31,8 +31,9 @@ _Kind = Literal["t", "f", "n", "e", "x", "w"]
 NOTHING: Json = {"must": [{"has_id": []}]}
 """A filter that no point passes; an empty `should` would let every point pass."""
 
-# marks are made, and filters compiled, for keys down to this level; `points` keeps what lies deeper as text
-LEVELS = 23
+# levels of metadata in a payload; lists and objects at the last one are empty there (see `points`), so that
+# filters say nothing of it, nor marks
+LEVELS = 24
 # filters within filters; each costs two levels of JSON, of which serde_json reads 128, and two of protobuf,
 # of which prost reads 100
 DEEPEST = 30
@@ -150,7 +151,7 @@ def _marks(value: Mapping[str, Any], prefix: str, level: int) -> Iterator[str]:
             continue  # no filter can name it
         path = prefix + name
         if isinstance(inner, Mapping):
-            if level < LEVELS:
+            if level < LEVELS - 1:
                 yield from _marks(inner, f"{path}.", level + 1)
         elif isinstance(inner, list | tuple):
             if not inner:
@@ -200,7 +201,7 @@ def _bounds(where: Filter) -> _Pair:
             over, under = _bounds(part)
             return _shallow(_not(under), _not(over))
         case Test(path, operator, operand):
-            if len(path) > LEVELS or any("." in name for name in path):
+            if len(path) >= LEVELS or any("." in name for name in path):
                 return {}, NOTHING
             if operator == "eq":
                 return _equal(path, [operand])
@@ -218,7 +219,7 @@ def _bounds(where: Filter) -> _Pair:
 def _split(where: And) -> tuple[list[Filter], tuple[Filter, ...]]:
     """What has to hold, and what must not: together one Or, which joins the equalities with one key."""
     parts = list(_flat(where))
-    plain = [part for part in parts if not isinstance(part, Not)]
+    plain: list[Filter] = [part for part in parts if not isinstance(part, Not)]
     return plain, tuple(part.part for part in parts if isinstance(part, Not))
 
 
@@ -234,7 +235,7 @@ def _choices(parts: Iterable[Filter]) -> Iterator[_Pair]:
     """The bounds of each part of an Or; equalities with one key are one part."""
     operands: dict[tuple[str, ...], list[Any]] = {}
     for part in parts:
-        if isinstance(part, Test) and part.operator == "eq" and len(part.path) <= LEVELS:
+        if isinstance(part, Test) and part.operator == "eq" and len(part.path) < LEVELS:
             operands.setdefault(part.path, []).append(part.operand)
         else:
             yield _bounds(part)
@@ -325,7 +326,7 @@ def _numbers(path: tuple[str, ...], at: str, numbers: list[int | float]) -> _Pai
     large: set[int] = set()
     for number in numbers:
         if _plain(number):
-            plain.add(number + 0.0)  # never -0.0
+            plain.add(float(number))
         elif _is_int64(number) and number == int(number):
             large.add(int(number))
     if len(plain) <= _RANGES:
@@ -351,7 +352,7 @@ def _order(path: tuple[str, ...], at: str, operator: str, operand: int | float) 
     if not _plain(operand):
         far, close = (low, high) if strict == "gt" else (high, low)
         return _range(at, {wide: far}), _range(at, {strict: close})
-    found = _range(at, {operator: number + 0.0})
+    found = _range(at, {operator: number})
     unsure = _all([_mark(path, "x"), _range(at, {"gte": low, "lte": high})])
     return _any([found, unsure]), _all([found, _not(unsure)])
 

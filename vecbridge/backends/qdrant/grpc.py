@@ -7,8 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qdrant_client import grpc
 
@@ -44,15 +43,6 @@ POLL, SLOWEST_POLL = 0.1, 2.0  # seconds
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Strict:
-    """What strict mode allows in one request; None for no bound."""
-
-    upsert: int | None = None
-    queries: int | None = None
-    limit: int | None = None
-
-
 def connect(address: Address) -> Grpc:
     """The server at this address, once it answers. Raises Unavailable, Forbidden, StoreError."""
     return Grpc(address)
@@ -65,7 +55,7 @@ class Grpc:
         self._address = address
         self._sleep = sleep
         self._calls = Calls(address)
-        self._strict: dict[str, _Strict] = {}
+        self._strict: dict[str, messages.Strict] = {}
         try:
             self._limits = limits(f"qdrant@{self._version()}")
         except BaseException:
@@ -146,7 +136,7 @@ class Grpc:
             collection=name,
             again=again,
         ).result
-        self._strict[name] = _strict(info.config.strict_mode_config)
+        self._strict[name] = messages.strict(info.config.strict_mode_config)
         return info
 
     def drop(self, name: str) -> None:
@@ -157,6 +147,8 @@ class Grpc:
             try:
                 gone = self._change("Delete", grpc.DeleteCollection(collection_name=name))
             except Refused as refused:
+                if refused.kind == "missing" and unclear:
+                    return
                 unclear |= refused.kind in ("timeout", "unavailable")
                 raise
             if not gone and not unclear:
@@ -323,7 +315,7 @@ class Grpc:
             with_vectors=messages.with_vectors(vectors),
         )
         answer = self._ask("/qdrant.Points/Get", request, grpc.GetResponse, collection=name)
-        return _found(answer.result, payload, vectors)
+        return messages.found(answer.result, payload, vectors)
 
     def scroll(
         self,
@@ -345,7 +337,7 @@ class Grpc:
         )
         answer = self._ask("/qdrant.Points/Scroll", request, grpc.ScrollResponse, collection=name)
         after = answer.next_page_offset.uuid if answer.HasField("next_page_offset") else None
-        return _found(answer.result, payload, vectors), after
+        return messages.found(answer.result, payload, vectors), after
 
     def count(self, name: str, filter: Json | None = None) -> int:
         request = grpc.CountPoints(collection_name=name, filter=messages.filter_(filter), exact=True)
@@ -366,7 +358,7 @@ class Grpc:
     def close(self) -> None:
         self._calls.close()
 
-    def _allowed(self, name: str) -> _Strict:
+    def _allowed(self, name: str) -> messages.Strict:
         """What the collection's strict mode allows; asked for once."""
         if name not in self._strict:
             self._info(name)
@@ -391,25 +383,8 @@ def _named(vectors: Json) -> Json:
     return {"": vectors} if "size" in vectors else vectors
 
 
-def _strict(mode: grpc.StrictModeConfig) -> _Strict:
-    def bound(field: str) -> int | None:
-        # the stubs know the names of fields one by one only
-        there = mode.HasField(cast(Any, field))
-        return int(getattr(mode, field)) if mode.enabled and there else None
-
-    return _Strict(bound("upsert_max_batchsize"), bound("search_max_batchsize"), bound("max_query_limit"))
-
-
 def _pauses() -> Iterator[float]:
     pause = POLL
     while True:
         yield pause
         pause = min(pause * 1.5, SLOWEST_POLL)
-
-
-def _found(points: Sequence[Any], payload: Sequence[str] | bool, vectors: str | None) -> Found:
-    return Found(
-        [point.id.uuid for point in points],
-        [] if payload is False else [messages.payload(point.payload) for point in points],
-        None if vectors is None else wire.matrix(points, vectors),
-    )

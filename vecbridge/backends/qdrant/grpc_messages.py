@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from qdrant_client import grpc, models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc, grpc_to_payload, payload_to_grpc
 
 from ...errors import FeatureMissing
 from . import wire
-from .engine import Json, Query
+from .engine import Found, Json, Query
 
 _SCHEMAS = {
     "keyword": grpc.FieldType.FieldTypeKeyword,
@@ -36,6 +37,15 @@ _CREATION: dict[str, tuple[str, Any]] = {
     "write_consistency_factor": ("write_consistency_factor", None),
     "on_disk_payload": ("on_disk_payload", None),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Strict:
+    """What a collection's strict mode allows in one request; None for no bound."""
+
+    upsert: int | None = None
+    queries: int | None = None
+    limit: int | None = None
 
 
 @contextmanager
@@ -86,6 +96,17 @@ def description(info: grpc.CollectionInfo) -> Json:
         # here null counts, and numbers stay what they were
         found["config"]["metadata"] = payload(getattr(info.config, "metadata", {}))
     return found
+
+
+def strict(mode: grpc.StrictModeConfig) -> Strict:
+    """The bounds that uploads and searches keep to."""
+
+    def bound(field: str) -> int | None:
+        # the stubs know the names of fields one by one only
+        there = mode.HasField(cast(Any, field))
+        return int(getattr(mode, field)) if mode.enabled and there else None
+
+    return Strict(bound("upsert_max_batchsize"), bound("search_max_batchsize"), bound("max_query_limit"))
 
 
 def filter_(json: Json | None) -> grpc.Filter | None:
@@ -157,3 +178,12 @@ def payload(fields: Any) -> Json:
     """A payload's message, or a collection's metadata, as JSON."""
     found: Json = grpc_to_payload(fields)
     return found
+
+
+def found(points: Sequence[Any], payloads: Sequence[str] | bool, vectors: str | None) -> Found:
+    """Points that were read, by column; see `Found`."""
+    return Found(
+        [point.id.uuid for point in points],
+        [] if payloads is False else [payload(point.payload) for point in points],
+        None if vectors is None else wire.matrix(points, vectors),
+    )
