@@ -16,6 +16,8 @@ import pytest
 from psycopg import conninfo, sql
 from servers import BUNDLED, binaries, quick_place, running, with_database
 
+import vecbridge
+
 # no test is timed: machines that share their cores stall now and then
 hypothesis.settings.register_profile(
     "vecbridge",
@@ -26,10 +28,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("vecbridge")
 
 GIVEN = os.environ.get("VECBRIDGE_TEST_PG_URL")
+GIVEN_QDRANT = os.environ.get("VECBRIDGE_TEST_QDRANT_URL")
 REQUIRED = os.environ.get("VECBRIDGE_REQUIRE_SERVERS") == "1"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    if GIVEN_QDRANT is not None:
+        try:
+            vecbridge.connect(GIVEN_QDRANT).close()
+        except vecbridge.VecbridgeError as error:
+            pytest.exit(
+                f"VECBRIDGE_TEST_QDRANT_URL is set and its server cannot be used: {error}", returncode=3
+            )
     if GIVEN is None:
         return
     try:
@@ -85,6 +95,14 @@ def pg_given() -> str:
     if GIVEN is None:
         pytest.skip("VECBRIDGE_TEST_PG_URL is not set")
     return GIVEN
+
+
+@pytest.fixture(scope="session")
+def qdrant_given() -> str:
+    """URL of the server in VECBRIDGE_TEST_QDRANT_URL; collections named vecbridge-test-… come and go there."""
+    if GIVEN_QDRANT is None:
+        pytest.skip("VECBRIDGE_TEST_QDRANT_URL is not set")
+    return GIVEN_QDRANT
 
 
 @pytest.fixture

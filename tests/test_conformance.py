@@ -42,6 +42,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from places import schemas
+from qdrant_fakes_grpc import grpc_server
+from qdrant_fakes_rest import rest_server
+from qdrant_places import parts
 from servers import quick_place
 
 from vecbridge.backends import SCHEMES, Scheme
@@ -136,6 +139,48 @@ class TestEdge(StoreSuite):
                 "hnsw prefix", "hnsw prefix float16", "hnsw pca", "hnsw pca float16", "hnsw on float16",
                 "hnsw bit on float16", "truncated hnsw", "truncated hnsw float16", "pca hnsw",
             }  # fmt: skip
+
+
+class TestRest(StoreSuite):
+    """Qdrant's REST API, over a server on the loopback that searches in numpy."""
+
+    metrics = ("cosine",)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def places(cls) -> Iterator[Callable[[], str]]:
+        with rest_server() as server, parts(server.url) as place:
+            yield place
+
+
+class TestGrpc(StoreSuite):
+    """Qdrant's gRPC API, over a server on the loopback that searches in numpy."""
+
+    metrics = ("cosine",)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def places(cls) -> Iterator[Callable[[], str]]:
+        with grpc_server() as server, parts(server.url) as place:
+            yield place
+
+
+if "VECBRIDGE_TEST_QDRANT_URL" in os.environ:
+
+    class TestGivenQdrant(StoreSuite):
+        """The server in VECBRIDGE_TEST_QDRANT_URL."""
+
+        @pytest.fixture(scope="class")
+        @classmethod
+        def places(cls, qdrant_given: str) -> Iterator[Callable[[], str]]:
+            with parts(qdrant_given) as place:
+                yield place
+
+
+def test_a_qdrant_that_is_given_is_tested(qdrant_given: str) -> None:
+    """Said once, and not by each test of the suite, where none is given."""
+    assert qdrant_given
+    assert issubclass(globals()["TestGivenQdrant"], StoreSuite)
 
 
 if "VECBRIDGE_TEST_PG_URL" in os.environ:

@@ -512,6 +512,18 @@ def test_what_an_administrator_gave_is_not_taken_away(small: Table, pg: str) -> 
     store.close()
 
 
+def test_a_server_may_say_how_much_memory_a_build_gets_at_most(small: Table, pg: str) -> None:
+    def memory(connection: Any) -> str:
+        build._configure(connection, 2**30, 0)
+        return str(connection.execute("SHOW maintenance_work_mem").fetchone()[0])
+
+    assert small.run(memory) == "1GB"
+    for given, expected in (("300MB", "300MB"), ("2GB", "1GB"), ("1MB", "64MB"), ("", "1GB")):
+        store = connect(f"{pg}&options=-cvecbridge.build_memory%3D{given}")
+        assert store.open("papers").run(memory) == expected
+        store.close()
+
+
 def test_sizes_are_what_the_server_says(small: Table, pg: str) -> None:
     small.build_index(None)
     expected = admin(

@@ -69,6 +69,7 @@ def fits(settings: dict[str, str]) -> None:
     build, buffers = size(options["maintenance_work_mem"]), size(options["shared_buffers"])
     shared, limit = size(services["postgres"]["shm_size"]), size(services["postgres"]["mem_limit"])
     workers = int(options["max_parallel_maintenance_workers"])
+    assert options["vecbridge.build_memory"] == options["maintenance_work_mem"]
     # one segment for all workers of a build, and 256 MB for parallel queries beside it
     assert shared >= build + 256 * MB
     # pgvector starts no worker with less than 32 MB each, the leader included

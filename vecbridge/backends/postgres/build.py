@@ -212,11 +212,18 @@ def _memory(table: Table, index: Index, rows: int, cap: int) -> int:
 
 
 def _configure(connection: Connection, memory: int, workers: int) -> None:
-    """Set what a build needs; what the administrator gave stays where it is more."""
+    """Set what a build needs; what the administrator gave stays where it is more.
+
+    A server whose machine cannot be seen from here, as one in a container, may say how much a build gets at
+    most: `vecbridge.build_memory`, a setting of PostgreSQL's kind that nobody but this function reads.
+    """
     least = max(memory, _LEAST, _WORKER * (workers + 1))
     connection.execute(
-        "SELECT set_config('maintenance_work_mem', greatest(%s, pg_size_bytes(reset_val || unit) / 1024)"
-        " || 'kB', false), set_config('max_parallel_maintenance_workers', %s, false),"
+        # least() passes over NULL, which is what an unset or empty setting becomes
+        "SELECT set_config('maintenance_work_mem', greatest("
+        " least(%s, pg_size_bytes(nullif(current_setting('vecbridge.build_memory', true), '')) / 1024),"
+        " pg_size_bytes(reset_val || unit) / 1024) || 'kB', false),"
+        " set_config('max_parallel_maintenance_workers', %s, false),"
         # vectors lie beside the table, which therefore looks too small for parallel workers
         " set_config('min_parallel_table_scan_size', '0', false), set_config('statement_timeout', '0', false)"
         " FROM pg_settings WHERE name = 'maintenance_work_mem'",

@@ -24,6 +24,8 @@ from .table import Table
 __all__ = ["Qdrant", "Table", "connect"]
 
 _OURS = "vecbridge"
+# the payload key that holds the marks; see `filters`
+_MARKS = "odd"
 # what a field's values are indexed as; booleans are told by marks, see `filters`
 _SCHEMAS: dict[FieldKind, str] = {"text": "keyword", "number": "float", "boolean": "keyword"}
 
@@ -92,13 +94,16 @@ class Qdrant:
 
     def create(self, manifest: Manifest) -> Table:
         text, basis = manifest.dump()
-        fields = {field: _field(field, kind) for field, kind in manifest.filterable.items()}
+        fields = dict(_field(field, kind) for field, kind in manifest.filterable.items())
+        if fields:
+            # conditions on other kinds of values look at the marks, too
+            fields[_MARKS] = "keyword"
         entry: Json = {"manifest": text}
         if basis:
             entry["basis"] = f"basis-{secrets.token_hex(16)}"
             self._engine.keep(entry["basis"], basis)
         try:
-            self._make(manifest, entry, sorted(set(fields.values())))
+            self._make(manifest, entry, sorted(fields.items()))
         except BaseException:
             if basis:
                 with suppress(StoreError):
@@ -177,7 +182,7 @@ def _possible(name: str) -> bool:
 def _field(name: str, kind: FieldKind) -> tuple[str, str]:
     """The payload key and the schema of the index that serves filters on a metadata field."""
     if kind == "boolean":
-        return "odd", _SCHEMAS[kind]
+        return _MARKS, _SCHEMAS[kind]
     found = key(tuple(name.split(".")))
     if found is None:
         raise InputError(

@@ -10,10 +10,8 @@ from ...types import Index, Metric
 from .engine import FULL, SHORT, Json
 
 _DISTANCES: dict[Metric, str] = {"cosine": "Cosine", "ip": "Dot", "l2": "Euclid"}
-# Qdrant's own default for both thresholds, in KB of vectors per segment (config/config.yaml)
+# Qdrant's own default for indexing_threshold, in KB of vectors per segment (config/config.yaml)
 _THRESHOLD_KB = 10_000
-# the least that Qdrant accepts for full_scan_threshold
-_LEAST_KB = 10
 # a share of a shard that is small enough for its segments to be above it, however many cores make segments
 _SHARE = 64
 
@@ -59,8 +57,8 @@ def _vector(manifest: Manifest, dim: int, element: str) -> Json:
 def indexing(manifest: Manifest, rows: int, limits: Limits) -> Json:
     """The body of PATCH /collections/{name} that has the index built over `rows` points.
 
-    Qdrant scans segments below its thresholds. Where there is less than those, they are lowered, so that the
-    index which was planned is the index that is there.
+    Qdrant builds nothing for segments below its threshold. Where there is less than that, it is lowered, so
+    that the index which was planned is the index that is there.
     """
     layout = manifest.layout
     index = layout.index
@@ -68,11 +66,8 @@ def indexing(manifest: Manifest, rows: int, limits: Limits) -> Json:
     size = rows * layout.index_dim(manifest.space.dim) * (2 if _kept_as(manifest) == "float16" else 4)
     shards = layout.spread.shards if layout.spread else 1
     threshold = min(max(size // 1000 // _SHARE // shards, 1), _THRESHOLD_KB)
-    graph = {
-        "m": index.m,
-        "ef_construct": index.ef_construction,
-        "full_scan_threshold": max(threshold, _LEAST_KB),
-    }
+    # full_scan_threshold stays as it is: few records that match a filter are better compared one by one
+    graph = {"m": index.m, "ef_construct": index.ef_construction}
     change: Json = {"optimizers_config": {"indexing_threshold": threshold}}
     if two_vectors(manifest):
         change["vectors"] = {SHORT: {"hnsw_config": graph}}

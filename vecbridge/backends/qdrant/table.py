@@ -11,12 +11,12 @@ from uuid import UUID
 import numpy as np
 
 from ...errors import IndexFailure, StoreError
-from ...filters import Filter, matches, tests
+from ...filters import Filter, tests
 from ...manifest import Manifest
 from ...types import Batch, Hit, IndexState, Progress, Sizes
 from . import config, points
 from .engine import SHORT, Engine, Found, Json, Points, Query, Scored
-from .filters import Bounds, compile
+from .filters import Bounds, checker, compile
 
 if TYPE_CHECKING:
     from ...types import Floats
@@ -178,19 +178,19 @@ class Table:
     def _matching(self, where: Filter) -> Iterator[list[str]]:
         """Ids of the points that match, page by page."""
         bounds = compile(where)
-        if not bounds.exact:
-            yield from self._checked(where, bounds.over)
-            return
-        for found in self._pages(bounds.over, False):
+        for found in self._pages(bounds.under, False):
             yield found.ids
+        if not bounds.exact:
+            yield from self._checked(where, bounds.doubt)
 
     def _checked(self, where: Filter, among: Json) -> Iterator[list[str]]:
         """Ids of those points that match, after looking at the metadata of all that pass `among`."""
+        check = checker(where)
         for found in self._pages(among, ["metadata", "json"]):
             yield [
                 one
                 for one, payload in zip(found.ids, found.payloads, strict=True)
-                if matches(where, points.metadata_of(payload))
+                if check(points.metadata_of(payload))
             ]
 
     def _pages(self, filter: Json, payload: Sequence[str] | bool) -> Iterator[Found]:
@@ -241,10 +241,12 @@ class Table:
     def _approximate(self, where: Filter | None) -> Json:
         params = config.search_params(self._manifest)
         if where is not None and self._engine.limits().has("acorn"):
-            indexed = self._manifest.filterable
-            if any(".".join(test.path) not in indexed for test in tests(where)):
-                # the graph has no links of its own for fields without index: it falls apart under a filter
-                params["acorn"] = {"enable": True, "max_selectivity": 0.4}
+            # The graph falls apart where the points between do not match; ACORN steps over those. Measured at
+            # 40,000 x 512 and 15 to 30 % matching: recall 0.63 to 0.94 without, 1.00 with it, at two to three
+            # times the time. Qdrant takes half of all points to match where a field has no index, so that the
+            # default bound of 0.4 would never let it begin.
+            known = all(".".join(test.path) in self._manifest.filterable for test in tests(where))
+            params["acorn"] = {"enable": True, "max_selectivity": 0.4 if known else 1.0}
         return params
 
     def _exact(self, whole: Floats, k: int, where: Filter | None, bounds: Bounds | None) -> list[list[Hit]]:
@@ -274,16 +276,15 @@ class Table:
 
         `ties_at`: also until the score at this place (from 1) is told apart from the last one.
         """
-        checked = where is not None and bounds is not None and not bounds.exact
+        check = checker(where) if where is not None and bounds is not None and not bounds.exact else None
         answers: list[list[Scored]] = [[] for _ in range(queries)]
-        rows, limit = list(range(queries)), 4 * wanted + 16 if checked else wanted
+        rows, limit = list(range(queries)), wanted
         while rows:
             again = []
             for row, found in zip(rows, ask(rows, limit), strict=True):
                 kept = found
-                if checked:
-                    assert where is not None
-                    kept = [one for one in found if matches(where, points.metadata_of(one.payload))]
+                if check is not None:
+                    kept = [one for one in found if check(points.metadata_of(one.payload))]
                 answers[row] = kept
                 if len(found) < limit:
                     continue
