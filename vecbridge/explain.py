@@ -198,7 +198,7 @@ def why(plan: Plan) -> Iterator[str]:
     elif index.element in ("int8", "turbo4", "turbo2", "turbo1"):
         bits = BITS[index.element]
         yield (
-            f"{bits} bit{'s' if bits > 1 else ''} for each dimension are {32 // bits} times smaller; "
+            f"{bits} bit{'s' if bits > 1 else ''} for each dimension: {32 // bits} times smaller; "
             f"re-ranking on the whole restores the order"
         )
     elif index.element == "bit":

@@ -152,8 +152,7 @@ def plan_places(
     if isinstance(latency, bool) or not isinstance(latency, int | float) or not 0 < latency < math.inf:
         raise InputError(f"expected a latency above 0, in seconds, got {latency!r}")
     budget = _Budget(_bytes(memory, "memory"), _bytes(disk, "disk"), float(latency))
-    if nodes is not None:
-        places = _clustered(places, whole_number(nodes, "nodes", 1))
+    places = clustered(places, nodes)
     about = tuple(_about_model(space, asked=nested is None))
     outcomes = [(name, _plan(space, rows, limits, budget, about)) for name, limits in places]
     chosen = choose(outcomes, latency=budget.latency)
@@ -168,8 +167,11 @@ def plan_places(
     raise PlanError(f"{what} " + "\nand none ".join(reasons))
 
 
-def _clustered(places: Sequence[tuple[str, Limits]], nodes: int) -> list[tuple[str, Limits]]:
-    """The places with a Qdrant of so many machines."""
+def clustered(places: Sequence[tuple[str, Limits]], nodes: int | None) -> list[tuple[str, Limits]]:
+    """The places with a Qdrant of so many machines; as they are for None. Raises InputError without one."""
+    if nodes is None:
+        return list(places)
+    nodes = whole_number(nodes, "nodes", 1)
     if nodes > 1 and not any(limits.backend == "qdrant" for _, limits in places):
         named = ", ".join(limits.backend for _, limits in places)
         raise InputError(

@@ -48,6 +48,7 @@ class _Wishes(TypedDict):
     memory: int | str | None
     disk: int | str | None
     latency: float
+    nodes: int | None
 
 
 # a place may come back from these by itself
@@ -216,6 +217,7 @@ class Store:
         memory: int | str | None = None,
         disk: int | str | None = None,
         latency: float = LATENCY,
+        nodes: int | None = None,
     ) -> Plan:
         """What `create` would make of these vectors here, and why; makes nothing. Raises as `create` does."""
         return self._planned(
@@ -227,6 +229,7 @@ class Store:
             memory=memory,
             disk=disk,
             latency=latency,
+            nodes=nodes,
         )[1]
 
     def _planned(self, dim: int, **wishes: Unpack[_Wishes]) -> tuple[Place, Plan]:
@@ -249,15 +252,18 @@ class Store:
         memory: int | str | None = None,
         disk: int | str | None = None,
         latency: float = LATENCY,
+        nodes: int | None = None,
         filterable: Mapping[str, FieldKind] | None = None,
     ) -> Collection:
         """A new, empty collection, whose layout (and place) is planned for this store and `rows` rows.
 
-        `layout` overrules the plan; the collection goes to the first place that can hold it. `sample`, float
-        (n, dim), is needed where the layout has a PCA. `nested` are Matryoshka sizes of a model that
-        vecbridge does not know; `memory` and `disk` (bytes, or "16GB") and `latency` (seconds) are budgets
-        for the plan. `filterable`: metadata fields that filters will use, as {"topic": "text", "year":
-        "number", "draft": "boolean"}; Qdrant indexes them, other stores filter without.
+        `layout` overrules the plan; the collection goes to the first place that can hold it. `sample`,
+        float (n, dim), is needed where the layout has a PCA. `nested` are Matryoshka sizes of a model
+        that vecbridge does not know; `memory` and `disk` (bytes, or "16GB") and `latency` (seconds) are
+        budgets for the plan. `nodes`: machines of a Qdrant cluster, for servers that do not tell (by
+        gRPC), to spread the collection over them. `filterable`: metadata fields that filters will use, as
+        {"topic": "text", "year": "number", "draft": "boolean"}; Qdrant indexes them, other stores filter
+        without.
         Raises CollectionExists, PlanError, InputError, Unavailable; nothing is made then.
         """
         check_name(name)
@@ -274,12 +280,17 @@ class Store:
                 memory=memory,
                 disk=disk,
                 latency=latency,
+                nodes=nodes,
             )
             space, layout = planned.space, planned.layout
         else:
             space = make_space(dim, metric=metric, model=model, nested=nested)
             rows = whole_number(rows, "rows", 0)
-            objections = [(place, place.limits.objection(space, layout)) for place in self._places]
+            limits = planner.clustered([(place.url, place.limits) for place in self._places], nodes)
+            objections = [
+                (place, known.objection(space, layout))
+                for place, (_, known) in zip(self._places, limits, strict=True)
+            ]
             able = [place for place, objection in objections if objection is None]
             if not able:
                 reasons = "; ".join(f"on {place.url}: {objection}" for place, objection in objections)

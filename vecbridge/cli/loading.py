@@ -57,6 +57,7 @@ def ingest(
     memory: options.Memory = None,
     disk: options.Disk = None,
     latency: options.Latency = None,
+    nodes: options.Nodes = None,
     filterable: Annotated[
         list[str] | None,
         typer.Option(
@@ -113,6 +114,7 @@ def ingest(
                 metric=cast("Metric | None", metric),
                 rows=rows,
                 **budget,
+                nodes=nodes,
                 filterable=fields,
                 id_field=id_field,
                 text_field=text_field,

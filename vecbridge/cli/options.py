@@ -41,6 +41,9 @@ Latency = Annotated[
         metavar="SECONDS", help=f"How long one search may take ({LATENCY}); an exact scan above is refused."
     ),
 ]
+Nodes = Annotated[
+    int | None, typer.Option(metavar="N", help="Machines of a Qdrant cluster; budgets are for each.")
+]
 Nested = Annotated[
     list[int] | None,
     typer.Option(metavar="N", help="A Matryoshka size of the model; may be given several times."),

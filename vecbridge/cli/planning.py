@@ -22,9 +22,7 @@ def plan(
             help="pgvector, qdrant, edge or flat, or with a version: pgvector@0.6.2. Several are compared.",
         ),
     ] = ["pgvector"],  # noqa: B006 - typer reads it as the default, nobody changes it
-    nodes: Annotated[
-        int | None, typer.Option(metavar="N", help="Machines of a Qdrant cluster; budgets are for each.")
-    ] = None,
+    nodes: options.Nodes = None,
     metric: options.Metric = "cosine",
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The embedding model, for its Matryoshka sizes.")

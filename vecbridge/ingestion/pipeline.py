@@ -53,6 +53,7 @@ class _Budgets(TypedDict):
     memory: int | str | None
     disk: int | str | None
     latency: float
+    nodes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ def ingest(
     memory: int | str | None = None,
     disk: int | str | None = None,
     latency: float = LATENCY,
+    nodes: int | None = None,
     filterable: Mapping[str, FieldKind] | None = None,
     id_field: str | None = None,
     text_field: str | None = None,
@@ -149,10 +151,10 @@ def ingest(
     an Embedder; with one, every text is embedded, and vectors in the source are not used. Without one the
     source's own vectors are stored, and `model` and `nested` say what made them.
 
-    The collection is made if it is not there, for the dimension that really arrives and a layout planned for
-    `rows` records (those in the source, if not given); `layout`, `memory`, `disk`, `latency`, `filterable` as
-    in `Store.create`. `metric` is cosine for a new collection. A layout with a PCA is fitted on vectors from
-    the whole length of the source.
+    The collection is made if it is not there, for the dimension that really arrives and a layout planned
+    for `rows` records (those in the source, if not given); `layout`, `memory`, `disk`, `latency`,
+    `nodes`, `filterable` as in `Store.create`. `metric` is cosine for a new collection. A layout with a
+    PCA is fitted on vectors from the whole length of the source.
 
     The source is read twice: first all of it is checked, so that a mistake in the last line is found before
     anything is embedded, paid for or written. Ids must be unique in a source: one record would replace the
@@ -202,7 +204,7 @@ def ingest(
         if target is None:
             # one vector tells the dimension that really arrives, whatever a catalogue says
             dim = job.embed([next(job.items(again()))], stage="probe").shape[1]
-            budgets: _Budgets = {"memory": memory, "disk": disk, "latency": latency}
+            budgets: _Budgets = {"memory": memory, "disk": disk, "latency": latency, "nodes": nodes}
             meaning: _Meaning = {"metric": metric or "cosine", "model": model, "nested": nested}
             planned = job.total if rows is None else rows
             with job.clock("create"):

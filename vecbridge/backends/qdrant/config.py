@@ -63,7 +63,7 @@ def indexing(manifest: Manifest, rows: int, limits: Limits) -> Json:
     layout = manifest.layout
     index = layout.index
     assert index is not None
-    size = rows * layout.index_dim(manifest.space.dim) * (2 if _kept_as(manifest) == "float16" else 4)
+    size = rows * _searched_bytes(manifest)
     shards = layout.spread.shards if layout.spread else 1
     threshold = min(max(size // 1000 // _SHARE // shards, 1), _THRESHOLD_KB)
     # full_scan_threshold stays as it is: few records that match a filter are better compared one by one
@@ -78,10 +78,20 @@ def indexing(manifest: Manifest, rows: int, limits: Limits) -> Json:
     return change
 
 
-def _kept_as(manifest: Manifest) -> str:
-    """What searches read: the stored element, or that of the short vector."""
-    index = manifest.layout.index
-    return index.element if index is not None and index.shorten is not None else manifest.layout.element
+def unindexed(manifest: Manifest, description: Json) -> int:
+    """How many points may lie below the threshold of every segment, so that no graph is built for them."""
+    optimizers = (description.get("config") or {}).get("optimizer_config") or {}
+    threshold = optimizers.get("indexing_threshold") or _THRESHOLD_KB
+    segments: int = max(description.get("segments_count") or 1, 1)
+    return segments * threshold * 1024 // _searched_bytes(manifest)
+
+
+def _searched_bytes(manifest: Manifest) -> int:
+    """Bytes of one vector that searches compare: the stored one, or the short one."""
+    layout = manifest.layout
+    short = layout.index is not None and layout.index.shorten is not None
+    element = layout.index.element if short and layout.index is not None else layout.element
+    return layout.index_dim(manifest.space.dim) * (2 if element == "float16" else 4)
 
 
 def _quantisation(index: Index | None, limits: Limits | None) -> Json | None:

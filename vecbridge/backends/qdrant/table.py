@@ -338,9 +338,11 @@ class Table:
             error = said.get("error") if isinstance(said, dict) else said
             return IndexState("invalid", detail=f"Qdrant reports: {error}")
         there, indexed = description.get("points_count") or 0, description.get("indexed_vectors_count") or 0
-        if there and not indexed:
-            return IndexState("missing", detail="no point is in the graph yet: Qdrant compares all of them")
-        return IndexState("ready", used=True)
+        if not there or indexed:
+            return IndexState("ready", used=True)
+        if there <= config.unindexed(self._manifest, description):
+            return IndexState("ready", used=True, detail="so few points that Qdrant compares all of them")
+        return IndexState("missing", detail="no point is in the graph yet: Qdrant compares all of them")
 
     def sizes(self) -> Sizes:
         return self._engine.sizes(self._name)
