@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_edge
 import bench_qdrant
 import numpy as np
 import psycopg
@@ -39,7 +40,7 @@ from vecbridge.types import Index, Layout
 Floats = NDArray[np.float32]
 SEED = 0
 BATCH = 1000
-JOBS = ("start", "flat", "qdrant", "pgvector", "memory")
+JOBS = ("start", "flat", "edge", "qdrant", "pgvector", "memory")
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,11 @@ def bench_memory(url: str, folder: Path, dim: int) -> list[Row]:
         with lines.open("w") as file:
             for n in range(rows):
                 file.write(json.dumps({"id": ids[n], "text": documents[n], **metadata[n]}) + "\n")
-        for name, to in (("flat", f"flat:{folder / f'memory-{rows}'}"), ("pgvector", url)):
+        for name, to in (
+            ("flat", f"flat:{folder / f'memory-{rows}'}"),
+            ("Edge", f"qdrant:{folder / f'edge-{rows}'}"),
+            ("pgvector", url),
+        ):
             code = (
                 f"import re, vecbridge; vecbridge.ingest({str(matrix)!r}, to={to!r}, "
                 f"collection='memory{rows}', layout=vecbridge.Layout(), evaluate=False); "
@@ -381,9 +386,15 @@ def main() -> int:
         if "flat" in options.jobs:
             with heartbeat(console, "flat storage"):
                 table += bench_flat(folder / "flat", vectors, options.rounds)
+        ids, documents, metadata = records(options.rows)
+        if "edge" in options.jobs:
+            with heartbeat(console, "Qdrant Edge"):
+                lines = bench_edge.rows(
+                    folder, vectors, ids, documents, metadata, paired=paired, rounds=options.rounds
+                )
+                table += [Row(**line) for line in lines]
         if "qdrant" in options.jobs:
-            with heartbeat(console, "Qdrant"):
-                _, documents, metadata = records(options.rows)
+            with heartbeat(console, "Qdrant's client"):
                 lines = bench_qdrant.rows(vectors, documents, metadata, paired=paired, rounds=options.rounds)
                 table += [Row(**line) for line in lines]
         url = f"pgvector:{folder / 'pg'}"

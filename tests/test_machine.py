@@ -23,6 +23,19 @@ def test_flat_holds_what_a_dict_holds(tmp_path: Path) -> None:
     play(lambda: f"flat:{tmp_path}/{next(numbers)}", examples=40)
 
 
+EDGE = {
+    "flat": Layout(),
+    "half": Layout(element="float16"),
+    "hnsw": Layout(index=Index("hnsw", ef_search=100)),
+    "int8": Layout(index=Index("hnsw", "int8", ef_search=100), oversample=4),
+}
+
+
+def test_edge_holds_what_a_dict_holds(tmp_path: Path) -> None:
+    numbers = itertools.count()
+    play(lambda: f"qdrant:{tmp_path}/{next(numbers)}", layouts=EDGE, examples=20)
+
+
 def test_postgresql_holds_what_a_dict_holds(pg18: str) -> None:
     with schemas(pg18) as place:
         play(place, layouts=POSTGRES)

@@ -71,7 +71,7 @@ def test_a_collection_that_others_made_is_not_ours(server: RestServer) -> None:
         engine.create("theirs", {"vectors": {"size": 4, "distance": "Dot"}})
         assert store.collections() == []
         for use in (store.open, store.drop):
-            with pytest.raises(CollectionNotFound, match="'theirs'.*was not made by vecbridge"):
+            with pytest.raises(CollectionNotFound, match=r"'theirs'.*was not made by vecbridge"):
                 use("theirs")
         with pytest.raises(CollectionExists, match="'theirs'"):
             store.create("theirs", dim=4)
@@ -81,7 +81,8 @@ def test_a_collection_that_others_made_is_not_ours(server: RestServer) -> None:
 @pytest.mark.parametrize(("there", "wrong"), [
     ({"size": 8, "distance": "Cosine"}, "size of the vector is 8, expected 4"),
     ({"size": 4, "distance": "Dot"}, "distance of the vector is Dot, expected Cosine"),
-    ({"size": 4, "distance": "Cosine", "datatype": "float16"}, "datatype of the vector is float16, expected float32"),
+    ({"size": 4, "distance": "Cosine", "datatype": "float16"},
+     "datatype of the vector is float16, expected float32"),
     ({"full": {"size": 4, "distance": "Cosine"}}, "the vector is missing; there is another vector 'full'"),
 ])  # fmt: skip
 def test_a_collection_that_is_not_as_its_manifest_says_is_refused(
@@ -117,7 +118,8 @@ def test_declared_fields_are_indexed_before_anything_else(server: RestServer) ->
         papers.build_index()
     indexes = [request.json for request in server.sent("PUT /collections/papers/index")]
     assert {one["field_name"]: one["field_schema"] for one in indexes} == {
-        "metadata.topic": "keyword", "metadata.a.year": "float", 'metadata."odd name"': "keyword", "odd": "keyword",
+        "metadata.topic": "keyword", "metadata.a.year": "float",
+        'metadata."odd name"': "keyword", "odd": "keyword",
     }  # fmt: skip
     lines = [str(request) for request in server.requests if request.method != "GET"]
     last = max(at for at, line in enumerate(lines) if line.endswith("/index"))
@@ -152,7 +154,8 @@ def test_rescoring_and_oversampling_are_always_said(server: RestServer, element:
         papers.build_index()
         papers.search(np.eye(8)[0], k=1)
         assert asked(server)["params"] == {
-            "hnsw_ef": 99, "exact": False, "quantization": {"ignore": False, "rescore": True, "oversampling": 7.0},
+            "hnsw_ef": 99, "exact": False,
+            "quantization": {"ignore": False, "rescore": True, "oversampling": 7.0},
         }  # fmt: skip
         papers.search(np.eye(8)[0], k=1, exact=True)
         assert asked(server)["params"] == {"exact": True, "quantization": {"ignore": True}}
@@ -226,7 +229,7 @@ def test_where_the_server_does_not_tell_its_machines_the_user_does() -> None:
         assert store.create("one", dim=8).layout.spread is None
         assert store.create("three", dim=8, nodes=3).layout.spread == Spread(6, 2, 1)
         layout = Layout(spread=Spread(4, 2, 2))
-        with pytest.raises(PlanError, match="machine|node"):
+        with pytest.raises(PlanError, match=r"machine|node"):
             store.create("four", dim=8, layout=layout)
         assert store.create("four", dim=8, layout=layout, nodes=2).layout == layout
 
@@ -253,7 +256,7 @@ def test_an_index_that_is_not_there_after_the_build_is_an_error(server: RestServ
         papers = store.create("papers", dim=64, layout=HNSW)
         papers.upsert(data.names(100), data.clustered(100, 64, seed=1))
         server.states += [{}] + [{"indexed_vectors_count": 0}] * 20
-        with pytest.raises(IndexFailure, match="'papers'.*is not in use: no point is in the graph"):
+        with pytest.raises(IndexFailure, match=r"'papers'.*is not in use: no point is in the graph"):
             papers.build_index()
 
 
