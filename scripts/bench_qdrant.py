@@ -126,7 +126,21 @@ class _Sink(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio ships no ty
 
     def __init__(self) -> None:
         completed = q.UpdateResult(operation_id=1, status=q.UpdateStatus.Completed)
-        info = q.CollectionInfo(status=q.CollectionStatus.Green)
+        config = q.CollectionConfig(
+            params=q.CollectionParams(shard_number=1),
+            hnsw_config=q.HnswConfigDiff(m=0, ef_construct=100, full_scan_threshold=10_000),
+            optimizer_config=q.OptimizersConfigDiff(
+                deleted_threshold=0.2,
+                vacuum_min_vector_number=1000,
+                default_segment_number=0,
+                indexing_threshold=10_000,
+                flush_interval_sec=5,
+            ),
+            wal_config=q.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
+        )
+        info = q.CollectionInfo(
+            status=q.CollectionStatus.Green, optimizer_status=q.OptimizerStatus(ok=True), config=config
+        )
         self._answers = {
             "/qdrant.Qdrant/HealthCheck": q.HealthCheckReply(title="sink", version="1.19.0"),
             "/qdrant.Points/Upsert": q.PointsOperationResponse(result=completed),

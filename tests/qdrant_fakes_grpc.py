@@ -21,6 +21,7 @@ from qdrant_client import grpc as q
 from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc, payload_to_grpc
 from qdrant_client.local.qdrant_local import QdrantLocal
+from qdrant_fakes_local import ask, local, store
 
 OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -84,6 +85,12 @@ class Fake:
     def raw(self, method: str) -> list[bytes]:
         """The bytes of the requests to this method."""
         return [request.raw for request in self.received if request.method == method]
+
+    def vectors(self, name: str) -> dict[str, Any]:
+        """The parameters of a collection's vectors, by name."""
+        made = GrpcToRest.convert_vectors_config(self.created[name].vectors_config)
+        each = made if isinstance(made, dict) else {"": made}
+        return {key: vector.model_dump(mode="json", exclude_none=True) for key, vector in each.items()}
 
     def start(self) -> None:
         """Listen, on the same port as before if there was one."""
@@ -237,7 +244,7 @@ class _Collections(q.CollectionsServicer):  # type: ignore[misc]  # generated wi
                     grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: Collection `{name}` already exists!"
                 )
             vectors = GrpcToRest.convert_vectors_config(request.vectors_config)
-            self.fake.local.create_collection(name, vectors_config=vectors)
+            self.fake.local.create_collection(name, vectors_config=local(vectors))
             self.fake.created[name] = request
             return q.CollectionOperationResponse(result=True)
 
@@ -341,6 +348,8 @@ class _Points(q.PointsServicer):  # type: ignore[misc]  # generated without type
             )
         points = [GrpcToRest.convert_point_struct(point) for point in request.points]
         with self.fake.lock:
+            if request.collection_name in self.fake.created:
+                store(points, self.fake.vectors(request.collection_name))
             self.fake.local.upsert(request.collection_name, points)
             return self._done()
 
@@ -362,9 +371,9 @@ class _Points(q.PointsServicer):  # type: ignore[misc]  # generated without type
         if strict.enabled and 0 < strict.search_max_batchsize < len(request.query_points):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Bad request: Search batch limit exceeded")
         asked = [GrpcToRest.convert_query_points(query) for query in request.query_points]
-        for query in asked:
-            _without_params(query)
         with self.fake.lock:
+            for query in asked if request.collection_name in self.fake.created else []:
+                ask(query, self.fake.vectors(request.collection_name))
             answers = self.fake.local.query_batch_points(request.collection_name, asked)
         return q.QueryBatchResponse(
             result=[
@@ -432,13 +441,6 @@ class _Points(q.PointsServicer):  # type: ignore[misc]  # generated without type
         # servers before 1.16 answer with the field that is called deprecated since 1.12
         old = tuple(map(int, self.fake.version.split(".")[:2])) < (1, 16)
         (output.data if old else output.dense.data).extend(vector)
-
-
-def _without_params(query: Any) -> None:
-    """Local mode warns that it has no use for search parameters."""
-    query.params = None
-    for inner in query.prefetch or []:
-        _without_params(inner)
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ import pytest
 
 import vecbridge
 from vecbridge.backends import Backend, Table
+from vecbridge.backends.qdrant.engine import Engine
 
 ROOT = Path(vecbridge.__file__).parent
 MODULES = sorted(path.relative_to(ROOT.parent) for path in ROOT.rglob("*.py"))
@@ -193,7 +194,7 @@ def public(module: ModuleType) -> list[tuple[str, object]]:
 
 
 # what these do is said once, in the Protocols
-SAID = {name for protocol in (Backend, Table) for name in vars(protocol) if not name.startswith("_")}
+SAID = {name for protocol in (Backend, Table, Engine) for name in vars(protocol) if not name.startswith("_")}
 
 
 def test_everything_public_says_what_it_is() -> None:

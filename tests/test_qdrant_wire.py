@@ -13,9 +13,9 @@ from qdrant_client import QdrantClient, grpc, models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from qdrant_fakes_grpc import grpc_server
 
-from vecbridge.backends.qdrant import grpc_messages as messages
-from vecbridge.backends.qdrant import wire
 from vecbridge.backends.qdrant.engine import FULL, SHORT, Points, Query
+from vecbridge.backends.qdrant.grpc import messages, wire
+from vecbridge.backends.qdrant.server import cut
 
 SEED = 20
 
@@ -51,6 +51,10 @@ def official(points: Points) -> grpc.UpsertPoints:
     )
 
 
+def packed(points: Points, *, dense: bool = True) -> bytes:
+    return wire.request("papers", wire.pieces(points, dense=dense))
+
+
 @pytest.mark.parametrize(
     "vectors",
     [
@@ -64,14 +68,14 @@ def official(points: Points) -> grpc.UpsertPoints:
 )
 def test_a_packed_message_is_the_one_the_official_client_makes(vectors: Any) -> None:
     points = Points(ids(4), vectors, PAYLOADS)
-    raw = wire.upsert("papers", points)
+    raw = packed(points)
     assert grpc.UpsertPoints.FromString(raw) == official(points)
 
 
 def test_without_maps_the_very_bytes_are_equal() -> None:
     # protobuf writes the entries of a map in any order; with one entry there is but one order
     points = Points(ids(3), {"": matrix(3, 17)}, [{"id": "a"}, {}, {"metadata": {"n": [1, -1, 0]}}])
-    assert wire.upsert("papers", points) == official(points).SerializeToString()
+    assert packed(points) == official(points).SerializeToString()
 
 
 def test_the_official_client_sends_the_same_bytes_through_a_socket() -> None:
@@ -91,19 +95,19 @@ def test_the_official_client_sends_the_same_bytes_through_a_socket() -> None:
         )
         client.close()
         (sent,) = fake.raw("Points/Upsert")
-    assert wire.upsert("papers", points) == sent
+    assert packed(points) == sent
 
 
 def test_vectors_arrive_bit_for_bit() -> None:
     rows = np.array([[0.0, -0.0, 1e-45, 3.4e38, -1.17e-38, 1 / 3]], dtype=np.float32)
-    message = grpc.UpsertPoints.FromString(wire.upsert("papers", Points(ids(1), {"": rows}, [{}])))
+    message = grpc.UpsertPoints.FromString(packed(Points(ids(1), {"": rows}, [{}])))
     sent = np.array(message.points[0].vectors.vector.dense.data, dtype=np.float32)
     assert sent.tobytes() == rows[0].tobytes()
 
 
 def test_servers_before_1_12_get_the_field_that_they_know() -> None:
     points = Points(ids(2), {"": matrix(2, 9)}, [{}, {}])
-    message = grpc.UpsertPoints.FromString(wire.upsert("papers", points, dense=False))
+    message = grpc.UpsertPoints.FromString(packed(points, dense=False))
     for row, point in zip(points.vectors[""], message.points, strict=True):
         assert not point.vectors.vector.HasField("dense")
         assert np.array_equal(np.array(point.vectors.vector.data, np.float32), row)
@@ -119,7 +123,7 @@ plain = st.recursive(
 @given(payload=st.dictionaries(st.text(), plain, max_size=5))
 def test_any_payload_arrives_as_the_client_would_send_it_and_is_read_as_it_was(payload: Any) -> None:
     points = Points(ids(1), {"": matrix(1, 3)}, [payload])
-    message = grpc.UpsertPoints.FromString(wire.upsert("papers", points))
+    message = grpc.UpsertPoints.FromString(packed(points))
     assert message == official(points)
     found = messages.payload(message.points[0].payload)
     assert found == payload
@@ -136,34 +140,26 @@ def test_24_nested_levels_and_the_largest_number_survive() -> None:
     deep: Any = 2**63 - 1
     for _ in range(24):
         deep = {"k": deep}
-    message = grpc.UpsertPoints.FromString(
-        wire.upsert("papers", Points(ids(1), {"": matrix(1, 3)}, [{"metadata": deep}]))
-    )
+    message = grpc.UpsertPoints.FromString(packed(Points(ids(1), {"": matrix(1, 3)}, [{"metadata": deep}])))
     assert messages.payload(message.points[0].payload) == {"metadata": deep}
 
 
-@pytest.mark.parametrize(("most_bytes", "most_points"), [(1000, None), (10**9, 3), (1, None), (1000, 2)])
-def test_messages_cut_by_size_and_number_hold_all_points_in_order(
-    most_bytes: int, most_points: int | None
-) -> None:
+@pytest.mark.parametrize(("room", "most"), [(1000, None), (10**9, 3), (1, None), (1000, 2)])
+def test_messages_cut_by_size_and_number_hold_all_points_in_order(room: int, most: int | None) -> None:
     points = Points(ids(20), {"": matrix(20, 50)}, [{"id": str(n)} for n in range(20)])
     pieces = wire.pieces(points)
-    parts = list(wire.requests("papers", pieces, most_bytes=most_bytes, most_points=most_points))
-    assert sum(count for count, _ in parts) == 20
-    assert len(parts) > 1
+    runs = list(cut(list(map(wire.weight, pieces)), room=room, most=most))
+    assert len(runs) > 1
     whole = grpc.UpsertPoints(collection_name="papers", wait=True)
-    for count, raw in parts:
+    for run in runs:
+        raw = wire.request("papers", pieces[run.start : run.stop])
         message = grpc.UpsertPoints.FromString(raw)
-        assert len(message.points) == count
-        assert count == 1 or len(raw) <= most_bytes + 20
-        assert most_points is None or count <= most_points
+        assert len(message.points) == len(run)
+        assert len(run) == 1 or len(raw) <= room + 20
+        assert most is None or len(run) <= most
         assert message.wait
         whole.points.extend(message.points)
     assert whole == official(points)
-
-
-def test_nothing_makes_no_request() -> None:
-    assert list(wire.requests("papers", [], most_bytes=100, most_points=None)) == []
 
 
 def test_a_query_is_the_message_that_the_official_client_makes() -> None:
@@ -258,7 +254,7 @@ def test_vectors_are_read_as_the_server_has_them(*, named: str, old: bool) -> No
 
 def test_what_local_mode_of_the_client_understands_is_what_was_packed() -> None:
     points = Points(ids(2), {FULL: matrix(2, 5), SHORT: matrix(2, 2)}, PAYLOADS[:2])
-    message = grpc.UpsertPoints.FromString(wire.upsert("papers", points))
+    message = grpc.UpsertPoints.FromString(packed(points))
     for row, point in enumerate(message.points):
         found = GrpcToRest.convert_point_struct(point)
         assert found.id == points.ids[row]

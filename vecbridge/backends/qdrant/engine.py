@@ -62,7 +62,7 @@ class Scored:
 class Found:
     """Points read back by column; `payloads` and `vectors` are empty and None where they were not asked for.
 
-    `vectors`: the single or the full vector of each, float32 (n, d).
+    `vectors`: the single or the full vector of each, float32 (n, d); None also where no point came.
     """
 
     ids: list[str]
@@ -85,7 +85,7 @@ class Engine(Protocol):
         """What this version of Qdrant can do."""
 
     def collections(self) -> list[str]:
-        """Names of all collections, whoever made them, in any order."""
+        """Names of all collections, whoever made them, in any order; not of where `keep` keeps."""
 
     def create(self, name: str, config: Json) -> None:
         """Make a collection as PUT /collections/{name} does; all of it or nothing. Raises CollectionExists.

@@ -49,7 +49,12 @@ PATIENCE = 120.0
 
 
 class Refused(Exception):
-    """What an engine makes of an answer that is none: its kind, the server's text, seconds to wait."""
+    """What an engine makes of an answer that is none: its kind, the server's text, seconds to wait.
+
+    `stored`: how many points of how many are stored, where this ended an upload after its first part.
+    """
+
+    stored: tuple[int, int] | None = None
 
     def __init__(self, kind: Kind, text: str, *, wait: float | None = None) -> None:
         super().__init__(text)
@@ -61,22 +66,21 @@ class Refused(Exception):
 def attempt(
     call: Callable[[], T],
     *,
-    again: bool = True,
+    attempts: int = ATTEMPTS,
     sleep: Callable[[float], None] = time.sleep,
     jitter: Callable[[], float] = random.random,
 ) -> T:
     """What `call` returns, after waiting and calling again where it raises a `Refused` that may pass.
 
     Waits grow from 0.25 s, doubled each time up to 20 s, times a random factor of 0.5 to 1; where the server
-    names a time, that is waited, not less. Gives up after 6 attempts. `again=False` for calls that must not
-    be sent twice.
+    names a time, that is waited, not less. Gives up after so many `attempts`.
     """
-    for turn in range(ATTEMPTS):
+    for turn in range(attempts):
         try:
             return call()
         except Refused as refused:
-            last = turn == ATTEMPTS - 1
-            if last or not again or refused.kind not in PASSING or (refused.wait or 0.0) > PATIENCE:
+            last = turn == attempts - 1
+            if last or refused.kind not in PASSING or (refused.wait or 0.0) > PATIENCE:
                 raise
             backoff = min(FIRST * 2**turn, LONGEST) * (0.5 + jitter() / 2)
             wait = max(backoff, refused.wait or 0.0)
@@ -87,6 +91,8 @@ def attempt(
 def translated(refused: Refused, where: str, *, collection: str | None = None) -> VecbridgeError:
     """The error to raise for a refusal by the Qdrant at `where`; `collection` where the call named one."""
     text = f"{where}: {refused.text}"
+    if refused.stored is not None:
+        text += "; {:,} of {:,} points are stored, the same call again completes them".format(*refused.stored)
     match refused.kind:
         case "missing" if collection is not None:
             return CollectionNotFound(f"there is no collection {collection!r} in {where}")
@@ -94,7 +100,7 @@ def translated(refused: Refused, where: str, *, collection: str | None = None) -
             return CollectionExists(
                 f"collection {collection!r} is in {where} already; open it, drop it, or take another name"
             )
-        case "input":
+        case "input" if refused.stored is None:
             return InputError(f"{text} (Qdrant refused the request; nothing was changed by it)")
         case "forbidden":
             return Forbidden(

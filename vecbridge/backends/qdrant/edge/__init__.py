@@ -10,6 +10,7 @@ import os
 import struct
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import qdrant_edge as qe
 
-from ...errors import StoreError, UrlError
-from ...limits import Limits, limits
-from ...types import Progress, Sizes
-from . import edge_build
-from .edge_config import INDEXING_THRESHOLD, indexed, told, vectors
-from .edge_files import check_room, free, sentences, taken
-from .edge_place import Collection, Place, give_back, lease
-from .edge_query import filter_of, request
-from .engine import Found, Json, Points, Query, Scored
+from ....errors import StoreError, UrlError
+from ....limits import Limits, limits
+from ....types import Progress, Sizes
+from ..engine import Found, Json, Points, Query, Scored
+from . import build
+from .config import INDEXING_THRESHOLD, indexed, told, vectors
+from .files import check_room, free, sentences, taken
+from .place import Collection, Place, give_back, lease
+from .query import filter_of, request
 
 if TYPE_CHECKING:
-    from ...types import Floats
+    from ....types import Floats
 
 # below this many free bytes the payloads of a write are weighed before it
 _AMPLE = 4 << 30
@@ -71,7 +72,7 @@ class Edge:
         return self._url
 
     def limits(self) -> Limits:
-        return limits(f"edge@{version('qdrant-edge-py')}")
+        return _limits()
 
     def collections(self) -> list[str]:
         return self._checked().names()
@@ -113,7 +114,7 @@ class Edge:
         collection.update(operation, size=0)
 
     def optimise(self, name: str, change: Json, progress: Progress | None) -> None:
-        edge_build.optimise(self._collection(name), change, progress)
+        build.optimise(self._collection(name), change, progress)
 
     def upsert(self, name: str, points: Points) -> None:
         collection = self._collection(name)
@@ -229,6 +230,11 @@ class Edge:
         return self._place.process != os.getpid()
 
 
+@cache
+def _limits() -> Limits:
+    return limits(f"edge@{version('qdrant-edge-py')}")
+
+
 def _points(points: Points) -> list[qe.Point]:
     """Points, each vector as a memoryview: Edge takes it over four times as fast as the array's row."""
     if len(points.vectors) == 1 and "" in points.vectors:
@@ -258,7 +264,9 @@ def _found(
     return Found(
         ids=[str(record.id) for record in records],
         payloads=[] if payload is False else [record.payload or {} for record in records],
-        vectors=None if name is None else _matrix(records, name, vectors(collection.config)[name]["size"]),
+        vectors=None
+        if name is None or not records
+        else _matrix(records, name, vectors(collection.config)[name]["size"]),
     )
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import qdrant_edge as qe
 
-from ...errors import IndexFailure
-from ...types import Progress
-from .edge_config import merged, shard_config
-from .edge_files import (
+from ....errors import IndexFailure
+from ....types import Progress
+from ..engine import Json
+from .config import merged, shard_config
+from .files import (
     check_room,
     clear,
     copy_tree,
@@ -30,14 +31,15 @@ from .edge_files import (
     sync_tree,
     taken,
 )
-from .edge_place import Collection
-from .engine import Json
+from .place import Collection
 
 _POLL = 1.0  # seconds
 _MIB = 1 << 20
 
 # The parent may be killed at any time: on Linux the kernel then ends this process as well (prctl(2),
 # PR_SET_PDEATHSIG = 1). Elsewhere it finishes and leaves a copy that the next opener clears away.
+# Each call to optimize() does one round: merging may call for indexing, and what was merged stays on disk
+# until all is done and flushed. Rounds are counted so that one which calls for itself ends.
 _SCRIPT = """
 import os, signal, sys
 folder, packages, parent = sys.argv[1:]
@@ -50,7 +52,9 @@ sys.path.insert(0, packages)
 import qdrant_edge
 try:
     shard = qdrant_edge.EdgeShard.load(folder)
-    shard.optimize()
+    for _ in range(100):
+        if not shard.optimize():
+            break
     shard.flush()
     shard.close()
 except Exception as error:
@@ -126,7 +130,7 @@ def _copying(collection: Collection, new: Path) -> Iterator[int]:
 
 def _configure(collection: Collection, new: Path, config: Json) -> None:
     # Edge writes its own file for an empty shard of this configuration: its format is nobody else's business
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=collection.place.path) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".", dir=collection.folder) as scratch:
         qe.EdgeShard.create(scratch, shard_config(config)).close()
         Path(scratch, "edge_config.json").replace(new / "edge_config.json")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import qdrant_edge as qe
 
-from ...errors import StoreError
-from .engine import Json
+from ....errors import StoreError
+from ..engine import Json
 
 # of a collection: shards and replicas, and a log whose size Edge does not let one choose
 _SERVERS = {

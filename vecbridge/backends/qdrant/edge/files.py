@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ...errors import Busy, Forbidden, IndexFailure, StoreError, VecbridgeError
+from ....errors import Busy, Forbidden, IndexFailure, StoreError, VecbridgeError
 
 _CHUNK = 1 << 20
 _HOLE = bytes(_CHUNK)

@@ -29,10 +29,10 @@ from pathlib import Path
 
 import qdrant_edge as qe
 
-from ...errors import Busy, CollectionExists, CollectionNotFound, StoreError
-from .edge_config import shard_config
-from .edge_files import check_room, clear, folder_name, sentences, sync, sync_log, sync_tree, write
-from .engine import Json
+from ....errors import Busy, CollectionExists, CollectionNotFound, StoreError
+from ..engine import Json
+from .config import shard_config
+from .files import check_room, clear, folder_name, sentences, sync, sync_log, sync_tree, write
 
 FORMAT = 1
 _ABOUT, _BUILT, _LOCK = "collection.json", "built", "edge.lock"
@@ -68,6 +68,13 @@ class Collection:
             )
         self.config: Json = about["config"]
         self.shard = folder / about["shard"]
+        # of builds and writes that were killed. Not later: then it may belong to a build of this process
+        for entry in folder.iterdir():
+            if entry.name.startswith((".", "shard-")) and entry != self.shard:
+                if entry.is_dir():
+                    clear(entry)
+                else:
+                    entry.unlink()
         self.built = (folder / _BUILT).exists()
 
     @property
@@ -167,12 +174,6 @@ class Collection:
             raise self.missing()
         if self._shard is None:
             self.place.spare(self)
-            for entry in self.folder.iterdir():
-                # of builds and writes that were killed
-                if entry.name.startswith("shard-") and entry != self.shard:
-                    clear(entry)
-                elif entry.name.startswith("."):
-                    entry.unlink()
             self._shard = qe.EdgeShard.load(str(self.shard))
         return self._shard
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import qdrant_edge as qe
 
-from ...errors import StoreError
-from .edge_config import check
-from .engine import Json, Query
+from ....errors import StoreError
+from ..engine import Json, Query
+from .config import check
 
 _CLAUSES = {"must", "should", "must_not", "min_should"}
 _FIELD = {"key", "match", "range", "values_count"}

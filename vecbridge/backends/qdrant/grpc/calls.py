@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped]  # grpcio ships no types
 
-from ...errors import StoreError
-from .failures import Kind, Refused
+from ....errors import StoreError
+from ..failures import Kind, Refused
 
 if TYPE_CHECKING:
-    from .address import Address
+    from ..address import Address
 
 _KINDS: dict[grpc.StatusCode, Kind] = {
     grpc.StatusCode.INVALID_ARGUMENT: "input",
@@ -107,9 +107,11 @@ class Calls:
     def _channel(self) -> grpc.Channel:
         host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
         target = f"{host}:{self._address.port}"
+        # a proxy would look for this machine's own addresses on itself
+        options = [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if self._address.local else _OPTIONS
         if self._address.tls:
-            return grpc.secure_channel(target, grpc.ssl_channel_credentials(), _OPTIONS)
-        return grpc.insecure_channel(target, _OPTIONS)
+            return grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+        return grpc.insecure_channel(target, options)
 
     def _refused(self, error: Any) -> Refused:
         code = error.code()

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from qdrant_client import grpc, models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc, grpc_to_payload, payload_to_grpc
 
-from ...errors import FeatureMissing
+from ....errors import FeatureMissing
+from ..engine import Found, Json, Query
 from . import wire
-from .engine import Found, Json, Query
 
 _SCHEMAS = {
     "keyword": grpc.FieldType.FieldTypeKeyword,
@@ -37,15 +36,6 @@ _CREATION: dict[str, tuple[str, Any]] = {
     "write_consistency_factor": ("write_consistency_factor", None),
     "on_disk_payload": ("on_disk_payload", None),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Strict:
-    """What a collection's strict mode allows in one request; None for no bound."""
-
-    upsert: int | None = None
-    queries: int | None = None
-    limit: int | None = None
 
 
 @contextmanager
@@ -96,17 +86,6 @@ def description(info: grpc.CollectionInfo) -> Json:
         # here null counts, and numbers stay what they were
         found["config"]["metadata"] = payload(getattr(info.config, "metadata", {}))
     return found
-
-
-def strict(mode: grpc.StrictModeConfig) -> Strict:
-    """The bounds that uploads and searches keep to."""
-
-    def bound(field: str) -> int | None:
-        # the stubs know the names of fields one by one only
-        there = mode.HasField(cast(Any, field))
-        return int(getattr(mode, field)) if mode.enabled and there else None
-
-    return Strict(bound("upsert_max_batchsize"), bound("search_max_batchsize"), bound("max_query_limit"))
 
 
 def filter_(json: Json | None) -> grpc.Filter | None:

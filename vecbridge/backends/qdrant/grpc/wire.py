@@ -6,17 +6,17 @@ each component; here a message is laid out around the rows as they lie. Field nu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from qdrant_client import grpc
 from qdrant_client.conversions.conversion import payload_to_grpc
 
-from .engine import Points
+from ..engine import Points
 
 if TYPE_CHECKING:
-    from ...types import Floats
+    from ....types import Floats
 
 # a message in pieces, so that rows are copied once, into the request
 Pieces: TypeAlias = list[bytes | memoryview]
@@ -24,38 +24,17 @@ Pieces: TypeAlias = list[bytes | memoryview]
 _WAIT = b"\x10\x01"  # UpsertPoints.wait
 
 
-def upsert(collection: str, points: Points, *, dense: bool = True) -> bytes:
-    """One UpsertPoints message for all points, which the server answers when they are stored.
-
-    `dense`: vectors as `Vector.dense`, which servers know from 1.12 on; else as the older `Vector.data`.
-    """
-    return b"".join(_head(collection) + [part for piece in pieces(points, dense=dense) for part in piece])
-
-
-def requests(
-    collection: str, messages: Sequence[Pieces], *, most_bytes: int, most_points: int | None
-) -> Iterator[tuple[int, bytes]]:
-    """UpsertPoints messages with the number of points in each, cut where either bound would be passed.
-
-    `messages`: what `pieces` gave. A point that is larger than `most_bytes` travels alone.
-    """
-    head = _head(collection)
-    waiting: Pieces = []
-    size = count = 0
-    for message in messages:
-        length = weight(message)
-        if count and (size + length > most_bytes or count == most_points):
-            yield count, b"".join([*head, *waiting])
-            waiting, size, count = [], 0, 0
-        waiting += message
-        size += length
-        count += 1
-    if count:
-        yield count, b"".join([*head, *waiting])
+def request(collection: str, messages: Sequence[Pieces]) -> bytes:
+    """One UpsertPoints message for points that `pieces` gave, answered by the server when they are stored."""
+    name = collection.encode()
+    return b"".join([_opened(1, len(name)), name, _WAIT, *(part for message in messages for part in message)])
 
 
 def pieces(points: Points, *, dense: bool = True) -> list[Pieces]:
-    """For each point its bytes inside an UpsertPoints message; rows are views of the matrix, not copies."""
+    """For each point its bytes inside an UpsertPoints message; rows are views of the matrix, not copies.
+
+    `dense`: vectors as `Vector.dense`, which servers know from 1.12 on; else as the older `Vector.data`.
+    """
     columns = [_Column(name, matrix, dense=dense) for name, matrix in points.vectors.items()]
     rows = sum(column.length for column in columns)
     # a point without vectors has an empty map of them, as the official client sends it
@@ -120,11 +99,6 @@ def matrix(points: Sequence[Any], name: str) -> Floats | None:
             found = np.empty((len(points), len(data)), dtype=np.float32)
         found[row] = data
     return found
-
-
-def _head(collection: str) -> Pieces:
-    name = collection.encode()
-    return [_opened(1, len(name)) + name, _WAIT]
 
 
 def _opened(field: int, length: int) -> bytes:

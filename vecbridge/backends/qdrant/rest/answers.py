@@ -8,19 +8,18 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 
-from ...errors import Unavailable
-from .engine import Found, Json
-from .failures import Kind, Refused
+from ....errors import Unavailable
+from ..engine import Found, Json
+from ..failures import Kind, Refused
 
 if TYPE_CHECKING:
-    from .address import Address
+    from ..address import Address
 
 _KINDS: dict[int, Kind] = {
     400: "input",
@@ -43,37 +42,19 @@ _KINDS: dict[int, Kind] = {
 _LARGER = re.compile(r"larger than allowed \(limit: (\d+) bytes\)")
 
 
-@dataclass(frozen=True, slots=True)
-class Strict:
-    """What strict mode allows in one request; None for no bound."""
-
-    upsert: int | None = None
-    queries: int | None = None
-    limit: int | None = None
-
-
-def strict(description: Json) -> Strict:
-    """The bounds in the `result` of GET /collections/{name}."""
-    mode = (description.get("config") or {}).get("strict_mode_config") or {}
-    if not mode.get("enabled"):
-        return Strict()
-    return Strict(
-        mode.get("upsert_max_batchsize"), mode.get("search_max_batchsize"), mode.get("max_query_limit")
-    )
-
-
 def answer(response: httpx.Response, address: Address) -> Any:
-    """The JSON of a good answer. Raises Refused for any other."""
-    if response.is_success:
-        try:
-            return json.loads(response.content)
-        except ValueError as error:
-            raise Refused(
-                "server",
-                f"expected Qdrant's JSON, got {_excerpt(response, address)!r}; "
-                f"is this Qdrant, and is the path right?",
-            ) from error
-    raise _refused(response, address)
+    """The `result` of a good answer, or what the server says of itself. Raises Refused for any other."""
+    if not response.is_success:
+        raise _refused(response, address)
+    try:
+        told = json.loads(response.content)
+        return told if "version" in told else told["result"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(
+            "server",
+            f"expected Qdrant's JSON, got {_excerpt(response, address)!r}; "
+            f"is this Qdrant, and is the path right?",
+        ) from error
 
 
 def _refused(response: httpx.Response, address: Address) -> Refused:
@@ -179,9 +160,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def found(records: Sequence[Json], payload: Sequence[str] | bool, vectors: str | None) -> Found:
     """Points as POST /points and /points/scroll return them."""
     matrix = None
-    if vectors is not None:
+    if vectors is not None and records:
         rows = [record["vector"][vectors] if vectors else record["vector"] for record in records]
-        matrix = np.array(rows, np.float32) if rows else np.empty((0, 0), np.float32)
+        matrix = np.array(rows, np.float32)
     return Found(
         [str(record["id"]) for record in records],
         [] if payload is False else [record.get("payload") or {} for record in records],

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .engine import Json, Points, Query
+from ..engine import Json, Points, Query
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ...types import Floats
+    from ....types import Floats
 
 # characters of one component: its sign, 9 digits, e, a sign, 2 digits, comma, space. 9 digits tell all
 # float32 numbers apart (IEEE 754-2019, 5.12.2); Python's own text has up to 20 and takes 30 times as long.
@@ -127,15 +127,3 @@ def _search(query: Query, more: Json) -> bytes:
     vector = numbers(query.vector[None])[0, :-2].tobytes()
     inner = b"" if query.prefetch is None else b'"prefetch":[%b],' % _search(query.prefetch, {})
     return b'{"query":[%b],%b%b' % (vector, inner, dump(fields | more)[1:])
-
-
-def pieces(sizes: Sequence[int], *, room: int, most: int | None) -> Iterator[range]:
-    """Runs of neighbours that fit together into `room` bytes, at most `most` of them; each at least one."""
-    start = used = 0
-    for at, size in enumerate(sizes):
-        if at > start and (used + size > room or at - start == most):
-            yield range(start, at)
-            start, used = at, 0
-        used += size
-    if start < len(sizes):
-        yield range(start, len(sizes))
