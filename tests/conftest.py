@@ -99,7 +99,7 @@ def pg_given() -> str:
 
 @pytest.fixture(scope="session")
 def qdrant_given() -> str:
-    """URL of the server in VECBRIDGE_TEST_QDRANT_URL; collections named vecbridge-test-… come and go there."""
+    """URL of the server in VECBRIDGE_TEST_QDRANT_URL, where collections vecbridge-test-… come and go."""
     if GIVEN_QDRANT is None:
         pytest.skip("VECBRIDGE_TEST_QDRANT_URL is not set")
     return GIVEN_QDRANT

@@ -50,13 +50,13 @@ from servers import quick_place
 from vecbridge.backends import SCHEMES, Scheme
 from vecbridge.candidates import candidates
 from vecbridge.limits import limits
-from vecbridge.store import connect
+from vecbridge.store import Store, connect
 from vecbridge.testing import LAYOUTS, StoreSuite, allowed
 from vecbridge.testing.lifecycle import LifecycleTests
 from vecbridge.testing.records import RecordTests
 from vecbridge.testing.searching import SearchTests
 from vecbridge.testing.sharing import SharingTests
-from vecbridge.types import Index, Layout, Space
+from vecbridge.types import Index, Layout, Metric, Space
 
 GUIDE = Path(__file__).parent.parent / "docs" / "adding-a-backend.md"
 CODE = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
@@ -141,10 +141,22 @@ class TestEdge(StoreSuite):
             }  # fmt: skip
 
 
-class TestRest(StoreSuite):
-    """Qdrant's REST API, over a server on the loopback that searches in numpy."""
+class OverTheWire(StoreSuite):
+    """What is the same for both protocols; the servers on the loopback search in numpy, so few layouts do."""
 
     metrics = ("cosine",)
+
+    @pytest.mark.parametrize("layout", ["hnsw", "hnsw int8", "hnsw prefix", "hnsw pca", "hnsw on float16"])
+    def test_an_index_finds_nearly_all(self, store: Store, layout: str, metric: Metric) -> None:
+        super().test_an_index_finds_nearly_all(store, layout, metric)
+
+    @pytest.mark.parametrize("layout", ["hnsw", "hnsw prefix"])
+    def test_an_index_on_an_empty_collection_takes_what_comes(self, store: Store, layout: str) -> None:
+        super().test_an_index_on_an_empty_collection_takes_what_comes(store, layout)
+
+
+class TestRest(OverTheWire):
+    """Qdrant's REST API."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -153,10 +165,8 @@ class TestRest(StoreSuite):
             yield place
 
 
-class TestGrpc(StoreSuite):
-    """Qdrant's gRPC API, over a server on the loopback that searches in numpy."""
-
-    metrics = ("cosine",)
+class TestGrpc(OverTheWire):
+    """Qdrant's gRPC API."""
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -25,7 +25,6 @@ def test_flat_holds_what_a_dict_holds(tmp_path: Path) -> None:
 
 EDGE = {
     "flat": Layout(),
-    "half": Layout(element="float16"),
     "hnsw": Layout(index=Index("hnsw", ef_search=100)),
     "int8": Layout(index=Index("hnsw", "int8", ef_search=100), oversample=4),
 }

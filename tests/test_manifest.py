@@ -68,9 +68,14 @@ def _damaged() -> list[str]:
     text = manifest(Layout()).dump()[0]
     whole: dict[str, Any] = json.loads(text)
     damaged = ["", "null", "[]", "7", '"text"', "{}", "{", text[:-1], '{"format": null}', '{"format": "1"}']
-    damaged += [json.dumps({key: value for key, value in whole.items() if key != gone}) for gone in whole]
-    for key in ("space", "layout", "reduction"):
-        damaged += [json.dumps({**whole, key: value}) for value in (7, "text", [], {}, {"dim": 3, "new": 1})]
+    damaged += [
+        json.dumps({key: value for key, value in whole.items() if key != gone})
+        for gone in whole
+        if gone != "filterable"
+    ]
+    for key in ("space", "layout", "reduction", "filterable"):
+        wrong = [7, "text", []] if key == "filterable" else [7, "text", [], {}, {"dim": 3, "new": 1}]
+        damaged += [json.dumps({**whole, key: value}) for value in wrong]
     return damaged
 
 
@@ -78,6 +83,18 @@ def _damaged() -> list[str]:
 def test_a_damaged_manifest_is_refused_and_no_other_error_escapes(text: str) -> None:
     with pytest.raises(ManifestError, match="manifest cannot be read"):
         Manifest.load(text, b"")
+
+
+def test_a_manifest_from_before_there_were_filterable_fields_and_clusters_is_read() -> None:
+    made = manifest(LAYOUTS["hnsw"])
+    whole: dict[str, Any] = json.loads(made.dump()[0])
+    del whole["filterable"], whole["layout"]["spread"]
+    assert Manifest.load(json.dumps(whole), b"") == made
+
+
+def test_what_is_filterable_comes_back() -> None:
+    made = Manifest("papers", Space(3), Layout(), 10, filterable={"topic": "text", "year": "number"})
+    assert Manifest.load(*made.dump()).filterable == {"topic": "text", "year": "number"}
 
 
 def test_a_basis_that_does_not_fit_is_refused() -> None:

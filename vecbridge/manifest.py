@@ -101,7 +101,7 @@ class Manifest:
                 reduction=reduction(data["reduction"]),
                 index_reduction=reduction(data["index_reduction"]),
                 version=data["version"],
-                filterable=data.get("filterable", {}),
+                filterable={**data.get("filterable", {})},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(
