@@ -332,7 +332,9 @@ class Table:
             return IndexState("none")
         graph = config.graph_of(self._manifest, description.get("config") or {})
         if not graph.get("m"):
-            return IndexState("missing", detail="the graph has not been built yet: every search is exact")
+            return IndexState(
+                "missing", detail="the graph has not been built yet: Qdrant compares all points"
+            )
         if description.get("status") == "red":
             said = description.get("optimizer_status")
             error = said.get("error") if isinstance(said, dict) else said

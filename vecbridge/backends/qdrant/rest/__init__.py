@@ -179,10 +179,11 @@ class Rest(Server):
             self._apply(name, "POST", "points/delete", {"points": list(ids)})
 
     def close(self) -> None:
+        self._leave_parent()
         with self._lock:
             self._closed = True
             client, self._client = self._client, None
-        if client is not None and os.getpid() == self._process:
+        if client is not None:
             client.close()
 
     # requests
@@ -220,14 +221,18 @@ class Rest(Server):
         return answer(response, self._address)
 
     def _connected(self) -> httpx.Client:
+        self._leave_parent()
         with self._lock:
             if self._closed:
                 raise StoreError(f"{self.url} is closed; open it again with vecbridge.connect")
-            if self._client is None or os.getpid() != self._process:
-                # a forked child must not write into the connections of its parent
-                self._process = os.getpid()
+            if self._client is None:
                 self._client = _client(self._address)
             return self._client
+
+    def _leave_parent(self) -> None:
+        """In a forked child, let go of the parent's connections, and of a lock that nobody may give back."""
+        if os.getpid() != self._process:
+            self._process, self._client, self._lock = os.getpid(), None, threading.Lock()
 
 
 def _client(address: Address) -> httpx.Client:
