@@ -892,7 +892,7 @@ def test_shared_memory_is_told_as_far_as_it_can_be_seen() -> None:
         ("1.20.0", "1.19.0", "ok", ""),
         ("1.20.0", "1.21.3", "ok", ""),
         ("1.20.0", "1.18.0", "warning", "upgrade the server to 1.20"),
-        ("1.17.0", "1.20.0", "warning", "pip install 'qdrant-client==1.20.*'"),
+        ("1.17.0", "1.20.0", "warning", "pip install -U qdrant-client"),
         (None, "1.20.0", "broken", "pip install"),
     ],
 )

@@ -306,6 +306,36 @@ def test_words_are_compared_in_their_order_although_qdrant_knows_none(tmp_path: 
         assert ours.count() == truth.count()
 
 
+def found(url: str) -> dict[str, tuple[str, str]]:
+    """What doctor finds at a URL: level and sentence by subject."""
+    with closing(qdrant.connect(url)) as place:
+        return {one.subject: (one.level, one.found) for one in place.findings()}
+
+
+def test_doctor_sees_what_a_server_says_of_itself(server: RestServer) -> None:
+    turbo = Layout(index=Index("hnsw", "turbo4", ef_search=99), oversample=4)
+    with behind(server.url) as engine, connect(server.url) as store:
+        papers = store.create("papers", dim=64, layout=turbo)
+        papers.upsert(data.names(100), data.clustered(100, 64, seed=1))
+        assert found(server.url)["papers: index"][0] == "broken"
+        papers.build_index()
+        healthy = found(server.url)
+        assert {level for level, _ in healthy.values()} == {"ok"}
+        assert healthy["papers: index"][1] == "ready, and searches run on it (100 of 100 points)"
+
+        engine._patch("papers", {"strict_mode_config": {"enabled": True, "max_query_limit": 1_000}})
+        assert found(server.url)["papers: strict mode"] == ("ok", "on: max_query_limit 1000")
+        server.states += [{}, {}, {"status": "red", "optimizer_status": {"error": "no space left"}}]
+        level, said = found(server.url)["papers: status"]
+        assert level == "broken"
+        assert "no space left" in said
+        server.version = "1.17.0"
+        level, said = found(server.url)["papers: layout"]
+        assert level == "broken"
+        assert "needs qdrant 1.18.0, this is 1.17.0" in said
+        assert found(server.url)["client"][0] == "warning"
+
+
 def test_a_sample_is_the_same_for_the_same_seed_and_another_for_another(tmp_path: Path) -> None:
     with connect(f"qdrant:{tmp_path}") as store:
         papers = store.create("papers", dim=4, metric="l2", layout=Layout())

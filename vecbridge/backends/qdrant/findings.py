@@ -61,9 +61,7 @@ def client(installed: str | None, server: str) -> Finding:
     """What there is to say of an installed qdrant-client beside a server, each with its version."""
     subject = "client"
     if installed is None:
-        return Finding(
-            "broken", subject, "qdrant-client is not installed", "pip install 'qdrant-client>=1.15'"
-        )
+        return Finding("broken", subject, "qdrant-client is not installed", "pip install -U qdrant-client")
     found = f"qdrant-client {installed}, server {server}"
     ours, theirs = _release(installed), _release(server)
     if ours[0] != theirs[0] or abs(ours[1] - theirs[1]) > 1:
@@ -72,7 +70,7 @@ def client(installed: str | None, server: str) -> Finding:
         remedy = (
             f"upgrade the server to {ours[0]}.{ours[1]}, one minor version at a time"
             if older == "server"
-            else f"pip install 'qdrant-client=={theirs[0]}.{theirs[1]}.*'"
+            else "pip install -U qdrant-client"
         )
         return Finding(
             "warning", subject, f"{found}: more than one minor version apart, the {older} is older", remedy
