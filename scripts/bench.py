@@ -280,10 +280,30 @@ def bench_flat(folder: Path, vectors: Floats, rounds: int) -> list[Row]:
     ]
 
 
+# what an ingesting process says at its end: its most resident memory, and the most of it that no file backs
+INGEST = """
+import re, sys, threading, time, vecbridge
+source, to, name = sys.argv[1:]
+status = lambda key: int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+most, done = 0, threading.Event()
+def watch():
+    global most
+    while not done.wait(0.01):
+        most = max(most, status("RssAnon"))
+watcher = threading.Thread(target=watch)
+watcher.start()
+vecbridge.ingest(source, to=to, collection=name, layout=vecbridge.Layout(), evaluate=False)
+done.set()
+watcher.join()
+print(status("VmHWM"), most)
+"""
+
+
 def bench_memory(url: str, folder: Path, dim: int) -> list[Row]:
     """Peak resident memory of an ingesting process, for a source and one four times as large.
 
-    From /proc, because getrusage's figure counts this process's own memory at the time of the fork.
+    From /proc, because getrusage's figure counts this process's own memory at the time of the fork. Edge maps
+    its files into memory, where they count as resident until the system wants the room: not counted there.
     """
     found = []
     for rows in (10_000, 40_000):
@@ -303,23 +323,20 @@ def bench_memory(url: str, folder: Path, dim: int) -> list[Row]:
             ("Edge", f"qdrant:{folder / f'edge-{rows}'}"),
             ("pgvector", url),
         ):
-            code = (
-                f"import re, vecbridge; vecbridge.ingest({str(matrix)!r}, to={to!r}, "
-                f"collection='memory{rows}', layout=vecbridge.Layout(), evaluate=False); "
-                f"print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
-            )
-            done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-            found.append((name, rows, int(done.stdout.split()[-1]) / 1024))
+            command = [sys.executable, "-c", INGEST, str(matrix), to, f"memory{rows}"]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            whole, own = (int(number) / 1024 for number in done.stdout.split()[-2:])
+            found.append((name, rows, own if name == "Edge" else whole, whole))
     return [
         Row(
             f"peak resident memory, ingest of {rows:,} x {dim:,} into {name}",
             f"{peak:.0f} MiB",
-            "",
+            f"{whole:.0f} MiB with mapped files" if name == "Edge" else "",
             None,
             "< 400 MB",
             peak * 1.048576 < 400,
         )
-        for name, rows, peak in found
+        for name, rows, peak, whole in found
     ]
 
 
