@@ -54,7 +54,6 @@ def read() -> Settings:
         return Settings()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{FILE} cannot be read: {error}") from error
-    import tomllib  # here, so that a command without such a file does not wait for it
 
     try:
         data = tomllib.loads(text)
