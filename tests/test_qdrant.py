@@ -281,6 +281,14 @@ def test_thresholds_follow_what_is_there_and_never_exceed_qdrants_own() -> None:
     assert "full_scan_threshold" not in json.dumps(config.indexing(manifest, 10, limits("qdrant")))
 
 
+def test_a_path_need_not_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with connect("qdrant:") as store:
+        store.create("papers", dim=4)
+        assert store.url == "qdrant:./vecbridge-qdrant"
+    assert (tmp_path / "vecbridge-qdrant").is_dir()
+
+
 def test_words_are_compared_in_their_order_although_qdrant_knows_none(tmp_path: Path) -> None:
     """Filters that Qdrant can only narrow down still give k records, the nearest that match."""
     rows = 600

@@ -23,6 +23,8 @@ from .table import Table
 
 __all__ = ["Qdrant", "Table", "connect"]
 
+# where Edge keeps collections if no path is given
+_DEFAULT = "./vecbridge-qdrant"
 _OURS = "vecbridge"
 # the payload key that holds the marks; see `filters`
 _MARKS = "odd"
@@ -38,7 +40,8 @@ def connect(url: str) -> Qdrant:
     if "://" not in url:
         from . import edge
 
-        return Qdrant(edge.connect(url.partition(":")[2], shown=url))
+        path = url.partition(":")[2] or _DEFAULT
+        return Qdrant(edge.connect(path, shown=f"qdrant:{path}"))
     address = parse(url)
     return Qdrant(_engine(address), exposed=address.bare_key)
 

@@ -12,8 +12,9 @@ from urllib.parse import quote, unquote
 from ...errors import UrlError
 
 _FORM = (
-    "expected qdrant://[KEY@]HOST[:6334] (gRPC) or qdrant+http://[KEY@]HOST[:6333] (REST), with TLS "
-    "qdrants:// or qdrant+https://, and / : @ ? # % in the key percent-encoded (%2F for /)"
+    "expected qdrant://HOST[:6334] (gRPC) or qdrant+http://HOST[:6333] (REST), with TLS qdrants:// or "
+    "qdrant+https://; a key goes before the host, as KEY@HOST, with / : @ ? # % in it percent-encoded "
+    "(%2F for /)"
 )
 # scheme: whether it is REST, whether it is encrypted
 _SCHEMES = {
