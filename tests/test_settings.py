@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import vecbridge
-from vecbridge import cli
+from vecbridge import Index, Layout, cli
 from vecbridge.cli import settings
 from vecbridge.errors import InputError
 
@@ -242,6 +242,28 @@ def test_budgets_of_the_file_count_unless_others_are_typed(run: Run, pg: str) ->
     assert ran.json["layout"]["index"]["kind"] == "hnsw"
 
 
+def test_a_recall_below_what_is_wanted_is_said_and_ends_with_4(run: Run) -> None:
+    vectors = np.random.default_rng(0).standard_normal((2_000, 32)).astype(np.float32)
+    with vecbridge.connect("qdrant:./edge") as store:
+        coarse = store.create("coarse", dim=32, layout=Layout(index=Index("hnsw", "bit", ef_search=10)))
+        coarse.upsert([str(n) for n in range(2_000)], vectors)
+        coarse.build_index()
+    assert run("evaluate", "qdrant:./edge", "coarse").code == 0
+    ran = run("evaluate", "qdrant:./edge", "coarse", "--recall", "0.99", "--json")
+    assert ran.code == 4
+    assert f"recall@10 of coarse is {ran.json['recall']:.3f}, below the 0.99 that is wanted" in ran.err
+    toml("recall = 0.99")
+    assert run("evaluate", "qdrant:./edge", "coarse").code == 4
+    assert run("evaluate", "qdrant:./edge", "coarse", "--recall", "0.01").code == 0
+    ran = run("evaluate", "qdrant:./edge", "coarse", "--recall", "95")
+    assert ran.code == 2
+    assert "expected --recall as a share" in ran.err
+    assert run("ingest", "s.jsonl", "-c", "fine", "-q", "--recall", "1.0").code == 0
+    ran = run("ingest", "s.jsonl", "-c", "fine", "-q", "--recall", "1.0", "--no-evaluate")
+    assert ran.code == 2
+    assert "expected --evaluate beside --recall" in ran.err
+
+
 # --- the file -----------------------------------------------------------------------------------------
 
 
@@ -251,7 +273,9 @@ def test_budgets_of_the_file_count_unless_others_are_typed(run: Run, pg: str) ->
         ('places = ["flat:"]]', r"vecbridge\.toml is no TOML: .*line 1"),
         ('place = ["flat:"]', r"unknown key 'place'; did you mean places\?; known are places, embedder"),
         ('embeder = "hashing:8"', r"unknown key 'embeder'; did you mean embedder\?"),
-        ('recall = "0.9"', r"unknown key 'recall'; known are places, embedder, base_url, budget"),
+        ('recall = "0.9"', r"expected recall as a share above 0, up to 1, as 0.95; got text"),
+        ("recall = 95", r"expected recall as a share above 0"),
+        ('metric = "l2"', r"unknown key 'metric'; known are places, embedder, base_url, recall, budget"),
         ('memory = "1GB"', r"unknown key 'memory'; memory belongs into \[budget\]"),
         ('[budget]\nembedder = "x"', r"unknown key 'budget\.embedder'; embedder belongs above \[budget\]"),
         ('[budget]\nmemroy = "1GB"', r"unknown key 'budget\.memroy'; did you mean budget\.memory\?"),
@@ -342,6 +366,7 @@ def test_the_documented_file_is_one(run: Run, monkeypatch: pytest.MonkeyPatch) -
         ("postgresql://vecbridge:secret@127.0.0.1:5432/vecbridge", "qdrant://127.0.0.1:6334"),
         embedder="openai:bge-m3",
         base_url="http://127.0.0.1:8080/v1",
+        recall=0.95,
         memory="16GB",
         disk="200GB",
         latency=0.1,

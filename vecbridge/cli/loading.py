@@ -11,7 +11,7 @@ from .. import data
 from ..errors import InputError
 from ..types import FieldKind
 from . import options, output, settings
-from .searching import WARNED, idle
+from .searching import idle, missed, warn
 
 if TYPE_CHECKING:
     from ..types import Metric
@@ -82,6 +82,7 @@ def ingest(
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure the recall afterwards.")
     ] = True,
+    recall: options.Recall = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -92,6 +93,9 @@ def ingest(
         embedder = None
     if base_url is not None and embedder is None:
         raise InputError("expected --embedder openai:MODEL beside --base-url")
+    if recall is not None and not evaluate:
+        raise InputError("expected --evaluate beside --recall: what is not measured cannot be compared")
+    wanted = options.target(recall)
     urls, budget, fields = (
         options.stores(to),
         options.budget(memory, disk, latency),
@@ -131,9 +135,7 @@ def ingest(
         output.write_json(summary.to_dict())
     else:
         render.summary(summary)
-    if warning := idle(summary.index, collection):
-        output.say(warning)
-        raise typer.Exit(WARNED)
+    warn(idle(summary.index, collection), missed(summary.recall, wanted, collection))
 
 
 def _fields(words: list[str]) -> dict[str, FieldKind]:

@@ -41,6 +41,10 @@ Latency = Annotated[
         metavar="SECONDS", help=f"How long one search may take ({LATENCY}); an exact scan above is refused."
     ),
 ]
+Recall = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="End with 4 where less is measured, as 0.95. Or in vecbridge.toml."),
+]
 Nodes = Annotated[
     int | None, typer.Option(metavar="N", help="Machines of a Qdrant cluster; budgets are for each.")
 ]
@@ -114,6 +118,15 @@ def budget(memory: str | None, disk: str | None, latency: float | None) -> Budge
         "disk": said.disk if disk is None else disk,
         "latency": latency,
     }
+
+
+def target(recall: float | None) -> float | None:
+    """The recall that is wanted: typed, or in vecbridge.toml. Raises InputError."""
+    if recall is None:
+        return settings.read().recall
+    if not 0 < recall <= 1:
+        raise InputError(f"expected --recall as a share above 0, up to 1, as 0.95; got {recall}")
+    return recall
 
 
 def condition(text: str | None) -> dict[str, Any] | None:

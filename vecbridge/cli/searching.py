@@ -12,6 +12,7 @@ from ..errors import InputError
 from . import options, output, settings
 
 if TYPE_CHECKING:
+    from ..evaluate import Report
     from ..store import Collection
     from ..types import Floats, IndexState
 
@@ -148,10 +149,12 @@ def evaluate(
     ] = None,
     sample: Annotated[int, typer.Option(metavar="N", help="How many stored records serve as queries.")] = 100,
     seed: Annotated[int, typer.Option(metavar="N", help="Chooses which.")] = 0,
+    recall: options.Recall = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure recall against exact search, and latency. Ends with 4 if the index is not in use."""
     urls, (name,) = options.place(words, "COLLECTION")
+    wanted = options.target(recall)
     vectors = None if queries is None else _matrix(queries)
     from ..store import connect
 
@@ -165,9 +168,26 @@ def evaluate(
         from . import render
 
         render.report(report)
-    if warning := idle(report.index, name):
+    warn(idle(report.index, name), missed(report, wanted, name))
+
+
+def warn(*warnings: str | None) -> None:
+    """Say those that there are; with any, the program ends with 4."""
+    said = [warning for warning in warnings if warning]
+    for warning in said:
         output.say(warning)
+    if said:
         raise typer.Exit(WARNED)
+
+
+def missed(report: Report | None, wanted: float | None, name: str) -> str | None:
+    """A warning where less recall was measured than is wanted."""
+    if report is None or wanted is None or not report.queries or report.recall >= wanted:
+        return None
+    return (
+        f"Warning: recall@{report.k} of {name} is {report.recall:.3f}, below the {wanted:g} that is wanted; "
+        f"a layout that keeps more of each vector, or exact search, finds more"
+    )
 
 
 def idle(state: IndexState, name: str) -> str | None:

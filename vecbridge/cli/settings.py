@@ -34,6 +34,7 @@ class Settings:
     places: tuple[str, ...] = ()
     embedder: str | None = None
     base_url: str | None = None
+    recall: float | None = None
     memory: int | str | None = None
     disk: int | str | None = None
     latency: float | None = None
@@ -54,7 +55,6 @@ def read() -> Settings:
         return Settings()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{FILE} cannot be read: {error}") from error
-
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -95,6 +95,11 @@ def _seconds(value: Any) -> str | None:
     return None if number else "a number of seconds"
 
 
+def _share(value: Any) -> str | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+    return None if number else "a share above 0, up to 1, as 0.95"
+
+
 def _table(value: Any) -> str | None:
     return None if isinstance(value, dict) else 'a table, as [budget] with memory = "16GB" in it'
 
@@ -104,6 +109,7 @@ _TOP: dict[str, Callable[[Any], str | None]] = {
     "places": _places,
     "embedder": _text,
     "base_url": _text,
+    "recall": _share,
     "budget": _table,
 }
 _BUDGET: dict[str, Callable[[Any], str | None]] = {"memory": _size, "disk": _size, "latency": _seconds}
