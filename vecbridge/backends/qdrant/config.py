@@ -6,8 +6,9 @@ from typing import Any
 
 from ...limits import Limits
 from ...manifest import Manifest
+from ...objections import QUANTISED
 from ...types import Index, Metric
-from .engine import FULL, SHORT, Json
+from .engine import FULL, SHORT, Json, by_name
 
 _DISTANCES: dict[Metric, str] = {"cosine": "Cosine", "ip": "Dot", "l2": "Euclid"}
 # Qdrant's own default for indexing_threshold, in KB of vectors per segment (config/config.yaml)
@@ -39,7 +40,7 @@ def creation(manifest: Manifest) -> Json:
         # the whole vectors are read for a few candidates only
         config["vectors"] = {FULL: {**full, "on_disk": True, "hnsw_config": {"m": 0}}, SHORT: short}
     else:
-        config["vectors"] = {**full, "on_disk": _quantisation(layout.index, None) is not None}
+        config["vectors"] = {**full, "on_disk": quantised(manifest)}
     if layout.spread is not None:
         config["shard_number"] = layout.spread.shards
         config["replication_factor"] = layout.spread.replication
@@ -89,14 +90,12 @@ def unindexed(manifest: Manifest, description: Json) -> int:
 def _searched_bytes(manifest: Manifest) -> int:
     """Bytes of one vector that searches compare: the stored one, or the short one."""
     layout = manifest.layout
-    short = layout.index is not None and layout.index.shorten is not None
-    element = layout.index.element if short and layout.index is not None else layout.element
+    short = layout.index if two_vectors(manifest) else None
+    element = layout.element if short is None else short.element
     return layout.index_dim(manifest.space.dim) * (2 if element == "float16" else 4)
 
 
-def _quantisation(index: Index | None, limits: Limits | None) -> Json | None:
-    if index is None:
-        return None
+def _quantisation(index: Index, limits: Limits) -> Json | None:
     match index.element:
         case "int8":
             return {"scalar": {"type": "int8", "quantile": 0.99, "always_ram": True}}
@@ -104,7 +103,7 @@ def _quantisation(index: Index | None, limits: Limits | None) -> Json | None:
             return {"turbo": {"bits": f"bits{index.element[-1]}", "always_ram": True}}
         case "bit":
             binary: Json = {"always_ram": True}
-            if limits is not None and limits.has("asymmetric binary quantization"):
+            if limits.has("asymmetric binary quantization"):
                 # the query keeps 8 bits for each dimension, which finds more at the same size
                 binary["query_encoding"] = "scalar8bits"
             return {"binary": binary}
@@ -113,7 +112,8 @@ def _quantisation(index: Index | None, limits: Limits | None) -> Json | None:
 
 def quantised(manifest: Manifest) -> bool:
     """Whether searches walk a graph over quantised copies."""
-    return _quantisation(manifest.layout.index, None) is not None
+    index = manifest.layout.index
+    return index is not None and index.element in QUANTISED
 
 
 def search_params(manifest: Manifest) -> Json:
@@ -153,12 +153,8 @@ def graph_of(manifest: Manifest, config: Json) -> Json:
 
 def disagreements(manifest: Manifest, description: Json) -> list[str]:
     """What is not as the manifest says in the collection that `describe` described, a few words each."""
-    real = (description.get("config") or {}).get("params", {}).get("vectors") or {}
-    expected = creation(manifest)["vectors"]
-    if not two_vectors(manifest):
-        expected, real = {"": expected}, real if "" in real else {"": real} if "size" in real else real
-    elif "size" in real:
-        real = {"": real}
+    real = by_name((description.get("config") or {}).get("params", {}).get("vectors") or {})
+    expected = by_name(creation(manifest)["vectors"])
     wrong = []
     for name, vector in expected.items():
         label = f"vector {name!r}" if name else "the vector"

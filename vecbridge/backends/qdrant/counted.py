@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from ...sizes import IDS, PAYLOAD, graph_bytes, quantised_bytes
 from ...types import Element, Sizes
-from .engine import Json
+from .engine import Json, by_name
 
 _BITS = {"float32": 32, "float16": 16, "uint8": 8, "turbo4": 4, "turbo8": 8, "turbo16": 16}
 _TURBO: dict[str, Element] = {"bits4": "turbo4", "bits2": "turbo2", "bits1": "turbo1"}
@@ -22,7 +21,7 @@ def sizes(description: Json) -> Sizes:
     rows = description.get("points_count") or 0
     copies = config["params"].get("replication_factor") or 1
     table, index = rows * (PAYLOAD + IDS), 0
-    for vector in _vectors(config["params"].get("vectors") or {}):
+    for vector in by_name(config["params"].get("vectors") or {}).values():
         dim = vector["size"]
         table += rows * math.ceil(dim * _BITS.get(vector.get("datatype") or "float32", 32) / 8)
         graph = {**config["hnsw_config"], **(vector.get("hnsw_config") or {})}
@@ -31,10 +30,6 @@ def sizes(description: Json) -> Sizes:
             quantisation = vector.get("quantization_config") or config.get("quantization_config")
             index += rows * _copy(quantisation or {}, dim)
     return Sizes(table * copies, index * copies)
-
-
-def _vectors(vectors: Json) -> Iterator[Json]:
-    yield from [vectors] if "size" in vectors else vectors.values()
 
 
 def _copy(quantisation: Json, dim: int) -> int:

@@ -22,6 +22,11 @@ Json: TypeAlias = dict[str, Any]
 FULL, SHORT = "full", "short"
 
 
+def by_name(vectors: Json) -> dict[str, Json]:
+    """The vectors of a collection's configuration by name; a single one, which has none, under ""."""
+    return {"": vectors} if "size" in vectors else dict(vectors)
+
+
 @dataclass(frozen=True, slots=True)
 class Points:
     """Points by column: `vectors` by name (a single one under ""), each float32 (n, d), C-contiguous."""

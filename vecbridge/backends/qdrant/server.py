@@ -16,7 +16,7 @@ from ...errors import Busy, IndexFailure, StoreError, Unavailable, VecbridgeErro
 from ...limits import Limits, limits
 from ...types import Progress, Sizes
 from . import blobs, counted
-from .engine import Engine, Json
+from .engine import Engine, Json, by_name
 from .failures import ATTEMPTS, PASSING, PATIENCE, Refused, attempt, translated
 
 if TYPE_CHECKING:
@@ -321,5 +321,4 @@ def _is_as(there: Json, config: Json) -> bool:
 
 
 def _dimensions(vectors: Json) -> dict[str, int]:
-    named = {"": vectors} if "size" in vectors else vectors
-    return {name: vector["size"] for name, vector in named.items()}
+    return {name: vector["size"] for name, vector in by_name(vectors).items()}

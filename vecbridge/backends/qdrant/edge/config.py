@@ -13,7 +13,7 @@ from typing import Any
 import qdrant_edge as qe
 
 from ....errors import StoreError
-from ..engine import Json
+from ..engine import Json, by_name
 
 # of a collection: shards and replicas, and a log whose size Edge does not let one choose
 _SERVERS = {
@@ -96,8 +96,7 @@ def shard_config(config: Json) -> qe.EdgeConfig:
 
 def vectors(config: Json) -> dict[str, Json]:
     """The vectors of a collection by name; a single one is named ""."""
-    given = config["vectors"]
-    return {"": given} if "size" in given else dict(given)
+    return by_name(config["vectors"])
 
 
 def merged(config: Json, change: Json) -> Json:
