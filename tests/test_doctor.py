@@ -603,6 +603,16 @@ def test_a_folder_that_is_not_there_is_not_made(doctor: Doctor, tmp_path: Path) 
         assert not (tmp_path / "new").exists()
 
 
+def test_the_folder_that_a_url_without_path_means_is_not_made_either(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("flat:", "pgvector:", "qdrant:"):
+        ran = doctor(url)
+        assert (ran.code, ran.wrong()) == (0, [("warning", "folder")])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_instead_of_a_folder_is_found(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ran = doctor(f"flat:{tmp_path}/file")

@@ -86,7 +86,7 @@ def examine(url: str) -> Place:
 
 
 # folders that connect() would make, and what is in one that was made
-_MADE = {"pgvector": ("./vecbridge-pg", "data"), "qdrant": ("", "")}
+_MADE = {"pgvector": ("./vecbridge-pg", "data"), "qdrant": ("./vecbridge-qdrant", "")}
 
 
 def _absent(url: str) -> Finding | None:
@@ -96,7 +96,7 @@ def _absent(url: str) -> Finding | None:
         return None
     default, inside = _MADE[scheme.lower()]
     folder = Path(path or default).expanduser()
-    if not (path or default) or "\0" in path or (folder / inside).exists():
+    if "\0" in path or (folder / inside).exists():
         return None
     if scheme.lower() == "pgvector":
         from ..backends import cluster
