@@ -9,14 +9,14 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import typer
+from commands import Ran, Run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,20 +30,6 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 SECRET = "s3cret"
 REFUSING = f"postgresql://user:{SECRET}@127.0.0.1:1/db"
 PROGRAM = [sys.executable, "-m", "vecbridge"]
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
 
 
 @pytest.fixture

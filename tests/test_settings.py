@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import Ran, Run
 
 import vecbridge
 from vecbridge import Index, Layout, cli
@@ -21,20 +20,6 @@ from vecbridge.errors import InputError
 DOCS = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
 SECRET = "s3cret"
 DEAD = f"postgresql://user:{SECRET}@127.0.0.1:1/db"
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
 
 
 @pytest.fixture

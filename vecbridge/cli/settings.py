@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +54,8 @@ def read() -> Settings:
         return Settings()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{FILE} cannot be read: {error}") from error
+    import tomllib  # here, because every command reads the settings, and few find a file
+
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
