@@ -36,6 +36,7 @@ from vecbridge.filters import Filter, matches, parse
 from vecbridge.limits import limits
 from vecbridge.manifest import Manifest
 from vecbridge.reduction import fit
+from vecbridge.testing.oracle import inventory
 from vecbridge.types import Batch, Hit, IndexState, Layout, Metric, Shorten, Space
 
 METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
@@ -318,6 +319,43 @@ def test_deleted_records_are_gone_from_everything(papers: FlatTable) -> None:
     assert search(papers, [1] * 8) == []
     papers.write(random_batch(3))
     assert len(search(papers, [1] * 8)) == 3
+
+
+def test_between_the_parts_of_an_inventory_no_transaction_is_open(papers: FlatTable, tmp_path: Path) -> None:
+    """One would keep SQLite's log from being emptied, and so growing for as long as the reader takes."""
+    papers.write(random_batch(6_000))
+    parts = papers.inventory()
+    met = [next(parts)]
+    papers.write(random_batch(100, start=100))
+    other = sqlite3.connect(tmp_path / "data" / "papers" / database.RECORDS)
+    try:
+        busy, left, _ = other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        other.close()
+    assert (busy, left) == (0, 0)
+    met += parts
+    assert len(met) == 2
+    assert set(inventory(met)) == set(random_batch(6_000).ids)
+
+
+def test_a_record_that_is_replaced_is_met_once_in_an_inventory(papers: FlatTable) -> None:
+    """It moves to another row, and must not be met there again."""
+    papers.write(random_batch(6_000))
+    parts = papers.inventory()
+    met = [next(parts)]
+    papers.write(random_batch(6_000))
+    assert len(inventory([*met, *parts])) == 6_000
+
+
+def test_a_collection_dropped_between_two_parts_of_an_inventory_is_not_found(
+    backend: FlatBackend, papers: FlatTable
+) -> None:
+    papers.write(random_batch(6_000))
+    parts = papers.inventory()
+    assert len(next(parts)) < 6_000
+    backend.drop("papers")
+    with pytest.raises(CollectionNotFound, match="was dropped or replaced"):
+        next(parts)
 
 
 def test_a_sample_depends_on_the_content_and_the_seed_alone(backend: FlatBackend) -> None:

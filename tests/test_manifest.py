@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vecbridge.errors import InputError, ManifestError, VecbridgeError
-from vecbridge.manifest import FORMAT, Manifest, check_name
+from vecbridge.manifest import FORMAT, Chunking, Manifest, check_name
 from vecbridge.reduction import fit
 from vecbridge.testing import LAYOUTS, data
 from vecbridge.testing.layouts import DIM, NESTED
@@ -23,7 +23,8 @@ def manifest(layout: Layout) -> Manifest:
     if layout.index and layout.index.shorten and layout.index.shorten.method == "pca":
         inner = fit(layout.index.shorten, source=DIM, metric="cosine", sample=sample)
     space = Space(DIM, "cosine", NESTED, 'a "model"\\ \0 é 🦄 \u2028')
-    return Manifest("papers", space, layout, 12_345, door, inner)
+    chunking = Chunking(400, 50, 'tokenizer.json:6f2a "é" 🦄', rows=True)
+    return Manifest("papers", space, layout, 12_345, door, inner, chunking=chunking)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -31,7 +32,7 @@ def test_a_manifest_comes_back_as_it_was(name: str) -> None:
     made = manifest(LAYOUTS[name])
     back = Manifest.load(*made.dump())
     assert back.dump() == made.dump()
-    for field in ("name", "space", "layout", "rows", "version"):
+    for field in ("name", "space", "layout", "rows", "version", "chunking"):
         assert getattr(back, field) == getattr(made, field)
     assert back.stored_dim == made.stored_dim
     sample = data.clustered(5, DIM, seed=2)
@@ -64,6 +65,15 @@ def test_a_newer_format_is_refused_with_advice() -> None:
         Manifest.load(newer, basis)
 
 
+BAD_CHUNKING: list[dict[str, Any]] = [
+    *({"tokens": value} for value in (0, -1, 50, "400", 400.0, True, None, [400])),
+    *({"overlap": value} for value in (-1, 400, "50", 50.0, False, None)),
+    *({"counter": value} for value in ("", None, 7, ["a"])),
+    *({"rows": value} for value in (None, 1, "true")),
+    {"words": 3},
+]
+
+
 def _damaged() -> list[str]:
     text = manifest(Layout()).dump()[0]
     whole: dict[str, Any] = json.loads(text)
@@ -71,9 +81,14 @@ def _damaged() -> list[str]:
     damaged += [
         json.dumps({key: value for key, value in whole.items() if key != gone})
         for gone in whole
-        if gone != "filterable"
+        if gone not in ("filterable", "chunking")
     ]
-    for key in ("space", "layout", "reduction", "filterable"):
+    cut = whole["chunking"]
+    damaged += [json.dumps({**whole, "chunking": {**cut, **wrong}}) for wrong in BAD_CHUNKING]
+    for gone in ("tokens", "overlap", "counter"):
+        rest = {key: value for key, value in cut.items() if key != gone}
+        damaged.append(json.dumps({**whole, "chunking": rest}))
+    for key in ("space", "layout", "reduction", "filterable", "chunking"):
         wrong = [7, "text", []] if key == "filterable" else [7, "text", [], {}, {"dim": 3, "new": 1}]
         damaged += [json.dumps({**whole, key: value}) for value in wrong]
     return damaged
@@ -90,6 +105,19 @@ def test_a_manifest_from_before_there_were_filterable_fields_and_clusters_is_rea
     whole: dict[str, Any] = json.loads(made.dump()[0])
     del whole["filterable"], whole["layout"]["spread"]
     assert Manifest.load(json.dumps(whole), b"") == made
+
+
+@pytest.mark.parametrize("told", [{}, {"chunking": None}], ids=["missing", "null"])
+def test_a_manifest_that_does_not_tell_how_texts_were_cut_is_read(told: dict[str, Any]) -> None:
+    whole: dict[str, Any] = json.loads(manifest(LAYOUTS["hnsw"]).dump()[0])
+    del whole["chunking"]
+    assert Manifest.load(json.dumps({**whole, **told}), b"").chunking is None
+
+
+@pytest.mark.parametrize("wrong", BAD_CHUNKING[:-1], ids=str)
+def test_chunks_that_cannot_be_cut_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"^expected (chunks|an overlap|the name|rows) .*got "):
+        Chunking(**{"tokens": 400, "overlap": 50, "counter": "cl100k_base", "rows": False, **wrong})
 
 
 def test_what_is_filterable_comes_back() -> None:

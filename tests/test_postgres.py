@@ -44,6 +44,7 @@ from vecbridge.errors import (
 )
 from vecbridge.filters import matches, parse
 from vecbridge.manifest import Manifest
+from vecbridge.testing.oracle import inventory
 from vecbridge.types import Batch, Index, Layout, Metadata, Metric, Space
 
 if TYPE_CHECKING:
@@ -176,6 +177,97 @@ def test_deleting_tells_how_many_were_there(table: Table) -> None:
     assert table.delete_where(parse({"n": {"$gte": 8}})) == 2
     assert table.count() == 6
     assert table.count(parse({"n": {"$lt": 5}})) == 3
+
+
+def test_a_delete_that_fails_deletes_nothing_however_many_ids_it_has(table: Table, pg: str) -> None:
+    there = [f"{n:05}" for n in range(0, 25_000, 1_000)]
+    table.write(batch(there))
+    admin(
+        pg,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN RAISE EXCEPTION 'not %', OLD.id; END$$",
+        "CREATE TRIGGER refuse BEFORE DELETE ON vecbridge_papers FOR EACH ROW "
+        "WHEN (OLD.id = '24000') EXECUTE FUNCTION refuse()",
+    )
+    ids = [f"{n:05}" for n in range(25_000)]
+    with pytest.raises(StoreError, match="not 24000"):
+        table.delete(ids)
+    assert table.count() == len(there)
+    admin(pg, "DROP TRIGGER refuse ON vecbridge_papers")
+    assert table.delete(ids) == len(there)
+    assert table.count() == 0
+
+
+def filled(table: Table, n: int) -> dict[str, bytes | None]:
+    """Write `n` records in no order of their ids; returns their digests."""
+    ids = [f"{row:06}" for row in np.random.default_rng(n).permutation(n)]
+    digests = [id.encode() * 4 for id in ids]
+    table.write(batch(ids, digests=digests))
+    return dict(zip(ids, digests, strict=True))
+
+
+def test_an_inventory_runs_on_the_primary_key_whatever_the_planner_would_prefer(pg: str) -> None:
+    """Else each part would read and sort the whole table."""
+    # dear random reads, as for slow disks, speak against an index
+    admin(pg, f'ALTER DATABASE "{_database(pg)}" SET random_page_cost = 1000')
+    store = connect(pg)
+    try:
+        table = store.create(manifest())
+        there = filled(table, 30_000)
+        admin(pg, "ANALYZE vecbridge_papers")
+
+        def scans() -> tuple[int, int]:
+            table.run(lambda connection: connection.execute("SELECT pg_stat_force_next_flush()"))
+            found = admin(
+                pg, "SELECT seq_scan, idx_scan FROM pg_stat_user_tables WHERE relname = 'vecbridge_papers'"
+            )
+            return int(found[0][0]), int(found[0][1])
+
+        whole, by_key = scans()
+        for _ in range(2):
+            # twice, so that the statement is prepared and planned for any values
+            assert inventory(table.inventory()) == there
+        after = scans()
+        assert after[0] == whole
+        assert after[1] >= by_key + 2 * 6
+    finally:
+        store.close()
+
+
+def test_digests_of_more_ids_than_one_statement_takes_are_all_found(table: Table) -> None:
+    there = filled(table, 25_000)
+    assert table.digests([*there, "missing"]) == there
+
+
+def test_between_the_parts_of_an_inventory_nothing_is_held(table: Table, pg: str) -> None:
+    there = filled(table, 12_000)
+    met: list[list[tuple[str, bytes | None]]] = []
+    for part in table.inventory():
+        met.append(part)
+        running = admin(
+            pg,
+            "SELECT state, query FROM pg_stat_activity WHERE application_name = 'vecbridge' "
+            "AND datname = current_database() AND (xact_start IS NOT NULL OR backend_xmin IS NOT NULL)",
+        )
+        assert running == []
+        locks = admin(
+            pg, "SELECT count(*) FROM pg_locks WHERE relation = 'vecbridge_papers'::regclass AND granted"
+        )
+        assert locks == [(0,)]
+        end_connections(pg)
+    assert len(met) > 2
+    assert inventory(met) == there
+
+
+def test_a_collection_dropped_between_two_parts_of_an_inventory_is_not_found(
+    store: Postgres, table: Table
+) -> None:
+    filled(table, 6_000)
+    parts = table.inventory()
+    assert len(next(parts)) < 6_000
+    store.drop("papers")
+    with pytest.raises(CollectionNotFound, match="'papers' has been dropped"):
+        next(parts)
 
 
 def test_a_sample_depends_on_the_seed_alone(table: Table) -> None:
@@ -471,6 +563,8 @@ def test_a_lost_connection_is_replaced_unnoticed(table: Table, pg: str) -> None:
         "read": lambda: len(table.read(["a"])) == 1,
         "search": lambda: len(table.search(query, None, k=2, where=None, exact=False)[0]) == 2,
         "write": lambda: table.write(batch(["b"])) is None,
+        "digests": lambda: table.digests(["a"]) == {},
+        "inventory": lambda: len(inventory(table.inventory())) == 2,
         "delete": lambda: table.delete(["a"]) == 1,
     }
     for name, call in calls.items():
@@ -501,14 +595,17 @@ def test_no_call_leaves_a_setting_behind(store: Postgres) -> None:
     table.write(batch(["a", "b"]))
     table.build_index(None)
     table.search(vectors(1), None, k=1, where=None, exact=False)
+    table.digests(["a"])
+    assert len(inventory(table.inventory())) == 2
+    assert table.delete(["a"]) == 1
 
     def left(connection: psycopg.Connection[tuple[Any, ...]]) -> tuple[Any, ...] | None:
         return connection.execute(
             "SELECT current_setting('hnsw.ef_search'), current_setting('enable_seqscan'), "
-            "current_setting('jit')"
+            "current_setting('enable_sort'), current_setting('jit')"
         ).fetchone()
 
-    assert table.run(left) == ("40", "on", "on")
+    assert table.run(left) == ("40", "on", "on", "on")
 
 
 def test_the_reason_is_told_when_nothing_listens() -> None:

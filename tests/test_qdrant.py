@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from vecbridge.errors import (
 )
 from vecbridge.limits import limits
 from vecbridge.manifest import Manifest
-from vecbridge.testing import data
+from vecbridge.testing import data, oracle
 from vecbridge.types import Element, Shorten, Space, Spread
 
 HNSW = Layout(index=Index("hnsw", ef_search=100))
@@ -356,3 +356,68 @@ def test_a_sample_is_the_same_for_the_same_seed_and_another_for_another(tmp_path
         assert sorted(table.sample(10_000, seed=3).ids) == data.names(500)
         drawn = {name for seed in range(60) for name in table.sample(50, seed=seed).ids}
         assert len(drawn) > 450, "parts of the collection are never drawn"
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def sizes(request: pytest.FixtureRequest) -> Iterator[tuple[str, Callable[[], list[int]]]]:
+    """The URL of a server, and a function that returns the bytes of each request it has had since."""
+    if request.param == "rest":
+        with rest_server() as rest:
+            yield rest.url, lambda: [len(one.body) for one in rest.requests]
+    else:
+        with grpc_server() as grpc:
+            yield grpc.url, lambda: [len(one.raw) for one in grpc.received]
+
+
+def test_requests_stay_small_however_many_ids_they_are_about(
+    sizes: tuple[str, Callable[[], list[int]]],
+) -> None:
+    """A server refuses bodies above 32 MB, a proxy before it those above 1 MB."""
+    url, sent = sizes
+    ids = [f"{'a long name/' * 50}{number}" for number in range(40_000)]
+    there = ids[::50]
+    with connect(url) as store:
+        papers = store.create("papers", dim=2, metric="l2", layout=Layout())
+        papers.upsert(there, np.ones((len(there), 2)), digests=[b"x" * 32] * len(there))
+        before = len(sent())
+        assert len(papers.digests(ids)) == len(there)
+        assert papers.delete(ids) == len(there)
+        assert papers.count() == 0
+    assert max(sent()[before:]) < 1_000_000
+
+
+def test_an_inventory_asks_for_nothing_but_ids_and_digests(server: RestServer) -> None:
+    with connect(server.url) as store:
+        papers = store.create("papers", dim=2, metric="l2", layout=Layout())
+        papers.upsert(data.names(3), np.ones((3, 2)), documents=["long"] * 3, digests=[b"a", None, b""])
+        assert oracle.inventory(papers.inventory()) == dict(
+            zip(data.names(3), [b"a", None, b""], strict=True)
+        )
+    asked = server.sent("POST .*/points/scroll$")[-1].json
+    assert (asked["with_payload"], asked["with_vector"]) == (["id", "digest"], False)
+
+
+def test_an_inventory_respects_strict_mode(server: RestServer) -> None:
+    with connect(server.url) as store:
+        papers = store.create("papers", dim=2, metric="l2", layout=Layout())
+        papers.upsert(data.names(10), np.ones((10, 2)))
+        with behind(server.url) as engine:
+            mode = {"enabled": True, "max_query_limit": 4}
+            engine._send("PATCH", "/collections/papers", json.dumps({"strict_mode_config": mode}).encode())
+    with connect(server.url) as store:
+        parts = list(store.open("papers").inventory())
+    assert [len(part) for part in parts] == [4, 4, 2]
+    assert set(oracle.inventory(parts)) == set(data.names(10))
+
+
+def test_an_inventory_survives_a_server_that_is_away_between_two_parts(server: RestServer) -> None:
+    rows = data.names(2_500)
+    with connect(server.url) as store:
+        papers = store.create("papers", dim=2, metric="l2", layout=Layout())
+        papers.upsert(rows, np.ones((2_500, 2)))
+        parts = papers.inventory()
+        met = [next(parts)]
+        server.faults += [Fault(status=503, body=b"restarting"), Fault(lose="answer")]
+        met += parts
+        assert not server.faults
+    assert set(oracle.inventory(met)) == set(rows)

@@ -12,6 +12,7 @@ from conftest import Fresh
 import vecbridge
 from vecbridge import Index, Layout, Shorten
 from vecbridge.errors import InputError, UrlError
+from vecbridge.manifest import Chunking
 
 
 @pytest.mark.parametrize("rows", ["x", -5, 1.5, True])
@@ -72,3 +73,13 @@ def test_an_evaluation_ends_when_its_time_is_up(tmp_path: Path) -> None:
         assert papers.evaluate(k=3, sample=20).queries == 20
         # one query is always asked, so that there is something to say
         assert papers.evaluate(k=3, sample=20, seconds=0).queries == 1
+
+
+def test_a_collection_remembers_the_chunking_it_was_created_with(tmp_path: Path) -> None:
+    chunking = Chunking(400, 50, "cl100k_base", rows=True)
+    with vecbridge.connect(f"flat:{tmp_path}") as store:
+        for name, layout in (("planned", None), ("given", Layout())):
+            made = store.create(name, dim=4, layout=layout, chunking=chunking)
+            assert made.manifest.chunking == chunking
+            assert store.open(name).manifest.chunking == chunking
+        assert store.create("other", dim=4).manifest.chunking is None

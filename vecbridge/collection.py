@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
@@ -161,6 +161,15 @@ class Collection:
     def digests(self, ids: Iterable[str]) -> dict[str, bytes]:
         """The digests that `upsert` was given, for those of these ids that are there and have one."""
         return self._table.digests(checks.ids(ids))
+
+    def inventory(self) -> Iterator[list[tuple[str, bytes | None]]]:
+        """Every record's id, with the digest that `upsert` was given or None: lists of a few thousand pairs.
+
+        In no order; no more than one list is held in memory. A record that is there from beginning to end
+        comes once, whatever is written or deleted meanwhile; of records that come or go meanwhile, any may be
+        missing. So the records that one has just met may be deleted between two lists.
+        """
+        return self._table.inventory()
 
     def delete(self, ids: Iterable[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
         """Remove records by id or by filter; returns how many were there. Missing ids are no error."""

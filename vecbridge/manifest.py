@@ -36,13 +36,46 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunking:
+    """How texts are cut into chunks: up to `tokens` tokens each, `overlap` of them shared by neighbours.
+
+    `counter` names what counts the tokens: "cl100k_base", "wordllama-256", "tokenizer.json:6f2a…". `rows`:
+    whether the texts of rows were cut, too, and not only files of text.
+    Raises InputError for numbers that make no chunks.
+    """
+
+    tokens: int
+    overlap: int
+    counter: str
+    rows: bool = False
+
+    def __post_init__(self) -> None:
+        if not _whole(self.tokens) or self.tokens < 1:
+            raise InputError(f"expected chunks of 1 or more tokens, got {_short(self.tokens)}")
+        if not _whole(self.overlap) or not 0 <= self.overlap < self.tokens:
+            raise InputError(
+                f"expected an overlap of 0 to {self.tokens - 1} tokens in chunks of {self.tokens}, "
+                f"got {_short(self.overlap)}"
+            )
+        if not isinstance(self.counter, str) or not self.counter:
+            raise InputError(f"expected the name of what counts tokens as text, got {_short(self.counter)}")
+        if not isinstance(self.rows, bool):
+            raise InputError(f"expected rows as true or false, got {_short(self.rows)}")
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Space, layout and reductions of one collection, with the versions that made it.
 
     `rows` is what the layout was planned for. `reduction` shortens vectors at the door, `index_reduction`
     what the index holds; at most one of them is a fitted basis. `filterable`: metadata fields, as filters
-    name them, that stores which index fields shall index.
+    name them, that stores which index fields shall index. `chunking`: how its texts were cut, None where that
+    is not known.
     """
 
     name: str
@@ -53,6 +86,7 @@ class Manifest:
     index_reduction: Reduction | None = None
     version: str = __version__
     filterable: Mapping[str, FieldKind] = field(default_factory=dict, hash=False)
+    chunking: Chunking | None = None
 
     @property
     def stored_dim(self) -> int:
@@ -73,6 +107,7 @@ class Manifest:
             "layout": self.layout.to_dict(),
             "rows": self.rows,
             "filterable": dict(self.filterable),
+            "chunking": None if self.chunking is None else asdict(self.chunking),
             "reduction": None if self.reduction is None else self.reduction.to_dict(),
             "index_reduction": None if self.index_reduction is None else self.index_reduction.to_dict(),
         }
@@ -102,6 +137,7 @@ class Manifest:
                 index_reduction=reduction(data["index_reduction"]),
                 version=data["version"],
                 filterable={**data.get("filterable", {})},
+                chunking=None if (cut := data.get("chunking")) is None else Chunking(**cut),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(

@@ -27,7 +27,7 @@ from .errors import (
     UrlError,
 )
 from .limits import Limits
-from .manifest import Manifest, check_name
+from .manifest import Chunking, Manifest, check_name
 from .planner import DEFAULT_ROWS, LATENCY, Plan, make_space, whole_number
 from .reduction import Reduction, fit
 from .types import FieldKind, Layout, Metric, Shorten
@@ -254,6 +254,7 @@ class Store:
         latency: float = LATENCY,
         nodes: int | None = None,
         filterable: Mapping[str, FieldKind] | None = None,
+        chunking: Chunking | None = None,
     ) -> Collection:
         """A new, empty collection, whose layout (and place) is planned for this store and `rows` rows.
 
@@ -263,7 +264,7 @@ class Store:
         budgets for the plan. `nodes`: machines of a Qdrant cluster, for servers that do not tell (by
         gRPC), to spread the collection over them. `filterable`: metadata fields that filters will use, as
         {"topic": "text", "year": "number", "draft": "boolean"}; Qdrant indexes them, other stores filter
-        without.
+        without. `chunking`: how the texts that will be loaded are cut, for the collection to remember.
         Raises CollectionExists, PlanError, InputError, Unavailable; nothing is made then.
         """
         check_name(name)
@@ -302,7 +303,7 @@ class Store:
         if layout.index and layout.index.shorten and layout.index.shorten.method == "pca":
             stored = rows_of if rows_of is None or reduction is None else reduction.apply(rows_of)
             inner = _fit(layout.index.shorten, layout.stored_dim(space.dim), space.metric, stored)
-        manifest = Manifest(name, space, layout, rows, reduction, inner, filterable=fields)
+        manifest = Manifest(name, space, layout, rows, reduction, inner, filterable=fields, chunking=chunking)
         table = place.ask(lambda backend: backend.create(manifest))
         return Collection(table, url=place.url, plan=planned)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -77,6 +77,13 @@ class Table(Protocol):
 
     def digests(self, ids: Sequence[str]) -> dict[str, bytes]:
         """The stored digests of those of these ids that are there and have one."""
+
+    def inventory(self) -> Iterator[list[tuple[str, bytes | None]]]:
+        """Ids and digests of all records, a few thousand at a time, in no order; memory holds one part.
+
+        Every record that is there from beginning to end comes once. Of those that are written or deleted
+        meanwhile, any may be missing.
+        """
 
     def sample(self, n: int, *, seed: int) -> Batch:
         """Up to `n` records chosen at random; the same seed on the same content gives the same records."""

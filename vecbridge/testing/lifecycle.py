@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ..errors import CollectionExists, CollectionNotFound, InputError, ModelMismatch, PlanError, StoreError
-from ..manifest import Manifest
+from ..manifest import Chunking, Manifest
 from ..store import Store, connect
 from ..types import Layout, Shorten
-from . import data
+from . import data, oracle
 from .base import Base, content
 from .layouts import DIM, LAYOUTS, NESTED, space
 
@@ -67,6 +67,20 @@ class LifecycleTests(Base):
         again.upsert(["a"], [[1, 2, 3]])
         assert store.open("papers2").search([1, 2])[0].document == "papers2"
 
+    def test_a_dropped_collection_has_no_inventory(self, store: Store) -> None:
+        collection = store.create("papers", dim=2)
+        collection.upsert(["a"], [[1, 2]], digests=[b"a"])
+        assert oracle.inventory(collection.inventory()) == {"a": b"a"}
+        begun = collection.inventory()
+        store.drop("papers")
+        for parts in (begun, collection.inventory()):
+            with pytest.raises(CollectionNotFound, match="papers"):
+                next(parts)
+        with pytest.raises(CollectionNotFound, match="papers"):
+            collection.digests(["a"])
+        with pytest.raises(CollectionNotFound, match="papers"):
+            collection.delete(["a"])
+
     @pytest.mark.parametrize("name", data.BAD_NAMES.values(), ids=data.BAD_NAMES.keys())
     def test_a_name_that_no_store_could_hold_is_refused(self, shared: Store, name: str) -> None:
         before = shared.collections()
@@ -97,6 +111,15 @@ class LifecycleTests(Base):
             assert set(opened.space.nested) == {8, 16}
             assert opened.space.model == 'it\'s "a" mödel \\ 🦄/v1'
             assert opened.manifest.rows == 123
+
+    def test_a_collection_remembers_how_its_texts_are_cut(self, store_url: str) -> None:
+        chunking = Chunking(tokens=400, overlap=50, counter='tokenizer "é" 🦄')
+        with connect(store_url) as store:
+            assert store.create("papers", dim=4, chunking=chunking).manifest.chunking == chunking
+            store.create("notes", dim=4)
+        with connect(store_url) as store:
+            assert store.open("papers").manifest.chunking == chunking
+            assert store.open("notes").manifest.chunking is None
 
     def test_a_fitted_basis_comes_back_bit_for_bit(self, store_url: str) -> None:
         sample = data.clustered(100, 24, seed=1)
@@ -180,6 +203,8 @@ class LifecycleTests(Base):
             lambda: collection.search([1, 2]),
             lambda: collection.get(["a"]),
             collection.count,
+            lambda: collection.digests(["a"]),
+            lambda: list(collection.inventory()),
             lambda: collection.delete(["a"]),
             lambda: collection.delete(where={"a": 1}),
             collection.sizes,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import hypothesis
 import numpy as np
@@ -25,9 +25,11 @@ _RECORDS = st.lists(
         st.lists(_COMPONENTS, min_size=3, max_size=3),
         st.sampled_from([None, "", "one", "two"]),
         st.fixed_dictionaries({}, optional={"n": st.sampled_from([0, 1, 1.0, "1", None, [1, 2], True])}),
+        st.sampled_from([None, b"", b"\0", bytes(range(24)), b"\xff" * 32]),
     ),
     max_size=6,
 )
+_Record: TypeAlias = tuple[str, list[float], str | None, dict[str, Any], bytes | None]
 _FILTERS: st.SearchStrategy[dict[str, Any]] = st.sampled_from([
     {"n": 1}, {"n": {"$ne": 1}}, {"n": {"$gte": 1}}, {"n": None}, {"n": {"$exists": True}},
     {"n": {"$in": ["1", 0]}}, {"$not": {"n": True}}, {"$or": [{"n": 0}, {"n": {"$lt": "2"}}]},
@@ -74,18 +76,24 @@ class Machine(RuleBasedStateMachine):
         """A new collection, empty like the dict."""
         layout = data.draw(st.sampled_from(sorted(self.layouts)), label="layout")
         self.rows: dict[str, tuple[list[float], str | None, dict[str, Any]]] = {}
+        self.digests: dict[str, bytes | None] = {}
         self.url = type(self).place()
         self.store = connect(self.url)
         self.collection = self.store.create("game", dim=3, metric=metric, layout=self.layouts[layout])
 
     @rule(records=_RECORDS)
-    def upsert(self, records: list[tuple[str, list[float], str | None, dict[str, Any]]]) -> None:
+    def upsert(self, records: list[_Record]) -> None:
         """Records, some of them twice."""
-        for name, vector, document, metadata in records:
+        for name, vector, document, metadata, digest in records:
             self.rows[name] = (vector, document, metadata)
-        columns = list(zip(*records, strict=True)) or [[], [], [], []]
+            self.digests[name] = digest
+        columns: Sequence[Sequence[Any]] = list(zip(*records, strict=True)) or [()] * 5
         written = self.collection.upsert(
-            columns[0], np.array(columns[1]).reshape(-1, 3), documents=columns[2], metadata=columns[3]
+            columns[0],
+            np.array(columns[1]).reshape(-1, 3),
+            documents=columns[2],
+            metadata=columns[3],
+            digests=columns[4],
         )
         assert written == len(set(columns[0]))
 
@@ -95,7 +103,7 @@ class Machine(RuleBasedStateMachine):
         there = [name for name in set(ids) if name in self.rows]
         assert self.collection.delete(ids) == len(there)
         for name in there:
-            del self.rows[name]
+            del self.rows[name], self.digests[name]
 
     @rule(where=_FILTERS)
     def delete_where(self, where: dict[str, Any]) -> None:
@@ -103,7 +111,7 @@ class Machine(RuleBasedStateMachine):
         gone = self._matching(where)
         assert self.collection.delete(where=where) == len(gone)
         for name in gone:
-            del self.rows[name]
+            del self.rows[name], self.digests[name]
 
     @rule(where=_FILTERS)
     def count(self, where: dict[str, Any]) -> None:
@@ -119,6 +127,12 @@ class Machine(RuleBasedStateMachine):
         for row, name in enumerate(wanted):
             found = (batch.vectors[row].tolist(), batch.documents[row], batch.metadata[row])
             assert found == self.rows[name]
+
+    @rule(ids=st.lists(st.sampled_from(_IDS), max_size=5))
+    def digests_of(self, ids: list[str]) -> None:
+        """Digests come back for those that have one."""
+        wanted = {name: digest for name in ids if (digest := self.digests.get(name)) is not None}
+        assert self.collection.digests(ids) == wanted
 
     @rule(
         query=st.lists(_COMPONENTS, min_size=3, max_size=3),
@@ -163,9 +177,10 @@ class Machine(RuleBasedStateMachine):
         self.collection = self.store.open("game")
 
     @invariant()
-    def same_size(self) -> None:
+    def same_records(self) -> None:
         """No record is lost, and none there twice."""
         assert self.collection.count() == len(self.rows)
+        assert oracle.inventory(self.collection.inventory()) == self.digests
 
     def teardown(self) -> None:
         """Close what was opened."""

@@ -6,7 +6,7 @@ may stand for each other at the end of the list. Everything else must be as it i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,6 +23,8 @@ Doubles: TypeAlias = NDArray[np.float64]
 TOLERANCE = 1e-4
 # half precision keeps 11 bits: 5e-4 for each component of either vector, at worst all to one side
 HALF_TOLERANCE = 2e-3
+# records in one part of an inventory, at most
+PART = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +132,14 @@ def rows(batch: Batch) -> dict[str, tuple[bytes, str | None, dict[str, Any]]]:
         name: (batch.vectors[row].tobytes(), batch.documents[row], dict(batch.metadata[row]))
         for row, name in enumerate(batch.ids)
     }
+
+
+def inventory(parts: Iterable[Sequence[tuple[str, bytes | None]]]) -> dict[str, bytes | None]:
+    """The digests of an inventory by id; fails where a record comes twice, or too many at a time."""
+    found: dict[str, bytes | None] = {}
+    for part in parts:
+        assert len(part) <= PART, f"{len(part):,} records came at a time; memory should hold a few thousand"
+        for name, digest in part:
+            assert name not in found, f"{name!r} comes twice"
+            found[name] = digest
+    return found

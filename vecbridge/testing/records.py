@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -299,6 +299,73 @@ class RecordTests(Base):
         drawer.upsert(["d0", "d1", "d2", "d3"], np.ones((4, 2)), digests=marks)
         found = drawer.digests(["d3", "nobody", "d0", "d1", "d2"])
         assert found == {"d0": bytes(range(32)), "d1": b"", "d3": b"\0"}
+
+    def test_an_empty_collection_has_an_empty_inventory(self, store: Store) -> None:
+        assert oracle.inventory(store.create("papers", dim=2).inventory()) == {}
+
+    def test_an_inventory_tells_the_id_and_the_digest_of_what_is_there_now(self, store: Store) -> None:
+        collection = store.create("papers", dim=2, metric="l2")
+        ids = [*data.ODD_TEXT.values(), "x" * ID_BYTES, "🦄" * (ID_BYTES // 4), *data.names(20)]
+        marks = [None if row % 3 == 0 else bytes([row]) * (row % 33) for row in range(len(ids))]
+        collection.upsert(ids, np.ones((len(ids), 2)), digests=marks)
+        there = dict(zip(ids, marks, strict=True))
+        assert oracle.inventory(collection.inventory()) == there
+        # a digest changes, one goes, one comes; then records go, and one of them comes back
+        changes = {ids[1]: b"\0" * 24, ids[2]: None, ids[3]: bytes(range(32))}
+        collection.upsert(list(changes), np.zeros((3, 2)), digests=list(changes.values()))
+        collection.delete(ids[5:15])
+        collection.upsert(ids[7:8], np.zeros((1, 2)))
+        there = {**there, **changes, ids[7]: None}
+        for name in [*ids[5:7], *ids[8:15]]:
+            del there[name]
+        assert oracle.inventory(collection.inventory()) == there
+        assert collection.digests(ids) == {name: mark for name, mark in there.items() if mark is not None}
+        collection.delete(where={"missing": None})
+        assert oracle.inventory(collection.inventory()) == {}
+
+    def test_an_inventory_goes_on_while_records_come_and_go_between_its_parts(self, store: Store) -> None:
+        """What stays is met once; what is written, replaced or deleted meanwhile, at most once."""
+        rows = 12_000
+        ids, marks = data.names(rows), [row.to_bytes(4, "big") * 8 for row in range(rows)]
+        collection = store.create("papers", dim=2, metric="l2", layout=Layout())
+        for start in range(0, rows, 4_000):
+            some = slice(start, start + 4_000)
+            collection.upsert(ids[some], np.ones((4_000, 2)), digests=marks[some])
+        assert collection.digests(ids[: oracle.PART]) == dict(zip(ids[: oracle.PART], marks, strict=False))
+        # every tenth record goes one day, every tenth is replaced one day, the others stay as they are
+        order = np.random.default_rng(12).permutation(rows // 10) * 10
+        going, changing = [ids[row] for row in order], [ids[row + 1] for row in order]
+        turns = 0
+
+        def parts() -> Iterator[list[tuple[str, bytes | None]]]:
+            nonlocal turns
+            for part in collection.inventory():
+                yield part
+                some = slice(200 * turns, 200 * turns + 200)
+                assert collection.delete(going[some]) == len(going[some])
+                fresh = [f"{name} {turns}" for name in going[some]]
+                collection.upsert(changing[some] + fresh, np.zeros((len(changing[some]) + len(fresh), 2)))
+                turns += 1
+
+        met = oracle.inventory(parts())
+        assert turns > 1, "12,000 records came at a time"
+        staying = [row for row in range(rows) if row % 10 > 1]
+        assert {ids[row]: met.get(ids[row]) for row in staying} == {ids[row]: marks[row] for row in staying}
+        fresh = {f"{name} {turn}" for turn in range(turns) for name in going[200 * turn : 200 * turn + 200]}
+        assert set(met) <= {*ids, *fresh}
+        now = oracle.inventory(collection.inventory())
+        assert len(now) == collection.count()
+        assert collection.delete(list(now)) == len(now)
+        assert collection.count() == 0
+
+    def test_100_000_ids_can_be_deleted_in_one_call(self, store: Store) -> None:
+        folder = "a folder with a long name/" * 20
+        many = [f"{folder}{number}" for number in range(100_000)]
+        collection = store.create("papers", dim=2, metric="l2", layout=Layout())
+        there = [*many[::200], "stays"]
+        collection.upsert(there, np.ones((len(there), 2)))
+        assert collection.delete(many) == len(there) - 1
+        assert oracle.inventory(collection.inventory()) == {"stays": None}
 
     def test_a_sample_is_random_and_the_same_for_the_same_seed(self, store_url: str) -> None:
         ids, vectors = data.names(400), data.clustered(400, 4, seed=8)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..store import connect
 from ..types import Layout
-from . import data
+from . import data, oracle
 from .base import Base
 
 _READERS = 8
@@ -102,6 +102,34 @@ class SharingTests(Base):
                 found = collection.get(data.names(100, start=number * 1_000))
                 assert len(found) == 80
                 assert set(found.vectors.ravel().tolist()) == {number}
+
+    def test_an_inventory_is_whole_while_threads_write_and_delete(self, store_url: str) -> None:
+        ids = data.names(6_000)
+        done = threading.Event()
+        with connect(store_url) as store:
+            collection = store.create("papers", dim=2, metric="l2", layout=Layout())
+            collection.upsert(ids, np.ones((len(ids), 2)), digests=[name.encode() for name in ids])
+
+            def write(number: int) -> int:
+                turns = 0
+                # ids that lie among those that stay
+                others = [f"{name} {number}" for name in ids[::100]]
+                while not done.is_set() or not turns:
+                    collection.upsert(others, np.zeros((len(others), 2)))
+                    assert collection.delete(others) == len(others)
+                    turns += 1
+                return turns
+
+            with ThreadPoolExecutor(2) as pool:
+                writers = [pool.submit(write, number) for number in range(2)]
+                try:
+                    for _ in range(3):
+                        met = oracle.inventory(collection.inventory())
+                        assert {name: met.get(name) for name in ids} == {name: name.encode() for name in ids}
+                finally:
+                    done.set()
+                assert all(writer.result() > 0 for writer in writers)
+            assert set(oracle.inventory(collection.inventory())) == set(ids)
 
     def test_threads_that_write_the_same_records_leave_one_of_their_states(self, store_url: str) -> None:
         ids = data.names(40)

@@ -31,6 +31,7 @@ FORMAT = 1
 _DEAD = 1000  # dead positions that are always tolerated
 _DEAD_SHARE = 0.3
 _IDS = 500  # parameters in one statement; old SQLite takes 999
+_PART = 5_000  # records of one part of the inventory
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,21 @@ class FlatTable:
                     )
                 )
         return found
+
+    def inventory(self) -> Iterator[list[tuple[str, bytes | None]]]:
+        # Each part is read by itself: a transaction kept open between them would keep the log growing. By id,
+        # because a record that is replaced gets a new row, and would be met once more.
+        last = ""
+        while True:
+            with self._database.reading() as connection:
+                part: list[tuple[str, bytes | None]] = connection.execute(
+                    "SELECT id, digest FROM records WHERE id > ? ORDER BY id LIMIT ?", (last, _PART)
+                ).fetchall()
+            if part:
+                yield part
+            if len(part) < _PART:
+                return
+            last = part[-1][0]
 
     def sample(self, n: int, *, seed: int) -> Batch:
         with self._snapshot() as (connection, _, vectors):

@@ -119,6 +119,10 @@ class Table:
             some = [points.point_id(one) for one in ids[start : start + _IDS]]
             yield self._engine.retrieve(name, some, payload=payload, vectors=None)
 
+    def inventory(self) -> Iterator[list[tuple[str, bytes | None]]]:
+        for found in self._pages(None, ["id", "digest"]):
+            yield [(payload["id"], points.digest_of(payload)) for payload in found.payloads]
+
     def sample(self, n: int, *, seed: int) -> Batch:
         """The ids are hashes, so that points in their order lie in no order: any run of them is a sample."""
         start = str(UUID(int=Random(seed).getrandbits(128)))  # noqa: S311 - a sample, not a secret
@@ -193,7 +197,7 @@ class Table:
                 if check(points.metadata_of(payload))
             ]
 
-    def _pages(self, filter: Json, payload: Sequence[str] | bool) -> Iterator[Found]:
+    def _pages(self, filter: Json | None, payload: Sequence[str] | bool) -> Iterator[Found]:
         at: str | None = None
         while True:
             found, at = self._engine.scroll(
