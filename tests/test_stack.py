@@ -24,7 +24,7 @@ from vecbridge import sizes
 from vecbridge.backends.postgres import address as postgres_address
 from vecbridge.backends.qdrant import address as qdrant_address
 from vecbridge.cli import settings as cli_settings
-from vecbridge.ingestion.openai import BATCH
+from vecbridge.embedders.api import ITEMS
 from vecbridge.limits import limits
 
 ROOT = Path(__file__).parent.parent
@@ -170,7 +170,7 @@ def test_the_embedding_server_is_off_by_default_and_takes_as_many_texts_as_are_s
     assert STACK["embeddings"]["profiles"] == ["embeddings"]
     command = STACK["embeddings"]["command"]
     options = dict(zip(command[::2], command[1::2], strict=True))
-    assert int(options["--max-client-batch-size"]) >= BATCH
+    assert int(options["--max-client-batch-size"]) >= ITEMS
     assert options["--auto-truncate"] == "false"
 
 

@@ -15,6 +15,7 @@ VecbridgeError
 ├── CollectionNotFound (also KeyError)
 ├── ManifestError                     a collection that does not look as its manifest says
 ├── EmbedderError                     the embedding API refused or failed
+├── TooManyRejects                    a run was stopped: more inputs were rejected than it bears with
 └── StoreError                        the store refused or failed
     ├── Unavailable                   not reachable, connection lost, still starting
     ├── Forbidden                     the user's rights do not suffice; carries the SQL to run
@@ -86,7 +87,37 @@ class ManifestError(VecbridgeError):
 
 
 class EmbedderError(VecbridgeError):
-    """The embedding model or API refused or failed."""
+    """The embedding model or API refused or failed.
+
+    `provider`: the profile's name. `status`: of HTTP, None where no answer came. `code`, `parameter`,
+    `detail` (its message), `request_id`: as the server says them, None where it does not. `remedy`: what the
+    provider's documentation says to do. All of it is in the text, and none of it holds a key.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        provider: str | None = None,
+        status: int | None = None,
+        code: str | None = None,
+        parameter: str | None = None,
+        detail: str | None = None,
+        request_id: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.provider = provider
+        self.status = status
+        self.code = code
+        self.parameter = parameter
+        self.detail = detail
+        self.request_id = request_id
+        self.remedy = remedy
+
+
+class TooManyRejects(VecbridgeError):
+    """A run was stopped because more inputs were rejected than it bears with."""
 
 
 class StoreError(VecbridgeError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
@@ -22,7 +21,7 @@ from .limits import Limits
 from .limits import limits as limits_of
 from .objections import QUANTISED
 from .places import Other, choose
-from .sizes import Estimates, estimate
+from .sizes import Estimates, estimate, in_bytes
 from .types import Layout, Metric, Space
 
 DEFAULT_ROWS = 100_000
@@ -351,26 +350,7 @@ def whole_number(value: object, name: str, least: int) -> int:
     return number
 
 
-_UNITS = {"": 1, "B": 1} | {
-    f"{prefix}{unit}": base**power
-    for power, prefix in enumerate("KMGTP", 1)
-    for unit, base in (("B", 1000), ("IB", 1024))
-}
-
-
 def _bytes(value: int | str | None, name: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]{0,3})\s*", value, flags=re.ASCII)
-        if found is None or found[2].upper() not in _UNITS:
-            raise InputError(
-                f"expected {name} in bytes or as text such as '16GB' (10^9) or '512MiB' (2^20), "
-                f"got {value[:40]!r}"
-            )
-        number = int(float(found[1]) * _UNITS[found[2].upper()])
-    else:
-        number = whole_number(value, name, 0)
-    if number < 1:
-        raise InputError(f"expected {name} above 0 bytes, got {value!r}")
-    return number
+    if value is None or isinstance(value, str):
+        return None if value is None else in_bytes(value, name)
+    return in_bytes(whole_number(value, name, 0), name)

@@ -9,10 +9,12 @@ how long they are.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from .errors import InputError
 from .limits import Limits
 from .objections import BITS, QUANTISED, has_copy
 from .types import Element, Index, Layout, Space
@@ -24,6 +26,29 @@ METADATA = 5  # an empty JSON object
 TOASTED = 2032  # PostgreSQL moves values out of rows above this (TOAST_TUPLE_THRESHOLD)
 CHUNK = 1996  # ... in pieces of this size (TOAST_MAX_CHUNK_SIZE)
 POINTER = 18  # what stays in the row for each
+
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("KMGTP", 1)
+    for unit, base in (("B", 1000), ("IB", 1024))
+}
+
+
+def in_bytes(value: int | str, name: str) -> int:
+    """Bytes above 0 from a number, or from text such as "16GB" or "512MiB". Raises InputError with `name`."""
+    number = value
+    if isinstance(number, str):
+        found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]{0,3})\s*", number, flags=re.ASCII)
+        if found is None or found[2].upper() not in _UNITS:
+            raise InputError(
+                f"expected {name} in bytes or as text such as '16GB' (10^9) or '512MiB' (2^20), "
+                f"got {number[:40]!r}"
+            )
+        number = int(float(found[1]) * _UNITS[found[2].upper()])
+    if number < 1:
+        raise InputError(f"expected {name} above 0 bytes, got {value!r}")
+    return number
 
 
 @dataclass(frozen=True, slots=True)
