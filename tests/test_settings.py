@@ -262,7 +262,7 @@ def test_a_recall_below_what_is_wanted_is_said_and_ends_with_4(run: Run) -> None
         ("recall = 95", r"expected recall as a share above 0"),
         ('metric = "l2"', r"unknown key 'metric'; known are places, embedder, base_url, recall, budget"),
         ('memory = "1GB"', r"unknown key 'memory'; memory belongs into \[budget\]"),
-        ('[budget]\nembedder = "x"', r"unknown key 'budget\.embedder'; embedder belongs above \[budget\]"),
+        ('[budget]\nembedder = "x"', r"unknown key 'budget\.embedder'; embedder belongs above the tables"),
         ('[budget]\nmemroy = "1GB"', r"unknown key 'budget\.memroy'; did you mean budget\.memory\?"),
         ('places = "flat:"', r"expected places as a list of one or more URLs, as .*; got text"),
         ("places = []", r"expected places as a list .*; got an empty list"),
@@ -355,6 +355,8 @@ def test_the_documented_file_is_one(run: Run, monkeypatch: pytest.MonkeyPatch) -
         memory="16GB",
         disk="200GB",
         latency=0.1,
+        concurrency=8,
+        requests_per_minute=300,
     )
     said = tomllib.loads(block)
     assert {*said, *said["budget"]} == {*settings._TOP, *settings._BUDGET}, "a key is not documented"

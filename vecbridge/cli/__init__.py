@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from .._version import __version__
 from ..errors import CollectionExists, CollectionNotFound, InputError, PlanError, VecbridgeError
-from . import doctor, loading, managing, output, planning, searching
+from . import doctor, loading, managing, models, output, planning, searching
 
 OK, FAILED, USAGE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -40,6 +40,7 @@ class _Command(TyperCommand):
 
 
 app.command(cls=_Command)(planning.plan)
+app.command(cls=_Command)(models.models)
 app.command(cls=_Command)(loading.ingest)
 app.command(cls=_Command)(searching.search)
 app.command(cls=_Command)(searching.evaluate)

@@ -14,8 +14,11 @@ from . import options, output, settings
 from .searching import idle, missed, warn
 
 if TYPE_CHECKING:
+    from ..ingestion.records import Kind
     from ..types import Metric
 
+# the exit code of a run that is complete but for what was rejected
+PARTIAL = 5
 # sources that come with the package
 _DEMO = {"demo:glosses": data.GLOSSES}
 
@@ -26,8 +29,9 @@ def ingest(
         typer.Argument(
             metavar="SOURCE",
             show_default=False,
-            help="A .jsonl, .csv or .tsv file (maybe .gz), a .parquet or .npy file, text or Markdown, a "
-            "folder of texts, or demo:glosses, 6,000 definitions that come with vecbridge.",
+            help="A folder of documents (text, Markdown, HTML, PDF, DOCX, PPTX) or one of them; a .jsonl, "
+            ".csv or .tsv file (maybe .gz); .parquet, .npy, .npz; - for standard input; or demo:glosses, "
+            "6,000 definitions that come with vecbridge.",
         ),
     ],
     collection: Annotated[str, typer.Option("--collection", "-c", metavar="NAME", help="Where records go.")],
@@ -39,11 +43,22 @@ def ingest(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="hashing:DIM, wordllama, wordllama:DIM or openai:MODEL. Without it: the one in "
-            "vecbridge.toml; where there is none, or with `none`, SOURCE has vectors.",
+            help="PROVIDER:MODEL, as scaleway:bge-multilingual-gemma2; openai:MODEL with --base-url; "
+            "hashing:DIM, wordllama, model2vec:MODEL, fastembed:MODEL, sentence-transformers:MODEL. Without "
+            "it: the one in vecbridge.toml; where there is none, or with `none`, SOURCE has vectors.",
         ),
     ] = None,
     base_url: options.BaseUrl = None,
+    dimensions: options.Dimensions = None,
+    document_prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Put before every text, instead of what the model is known to want."
+        ),
+    ] = None,
+    concurrency: options.Concurrency = None,
+    requests_per_minute: options.RequestsPerMinute = None,
+    tokens_per_minute: options.TokensPerMinute = None,
     rows: Annotated[
         int | None,
         typer.Option(metavar="N", help="Plan for this many records; else for those in SOURCE."),
@@ -70,6 +85,15 @@ def ingest(
         str | None, typer.Option(metavar="NAME", help="What made the vectors that SOURCE has.")
     ] = None,
     nested: options.Nested = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="What standard input is: jsonl (if not given), csv, text or markdown."
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of text files that are not UTF-8, as latin-1.")
+    ] = None,
     id_field: Annotated[str | None, typer.Option(metavar="NAME", help="The field with the id.")] = None,
     text_field: Annotated[str | None, typer.Option(metavar="NAME", help="The field with the text.")] = None,
     vector_field: Annotated[
@@ -78,6 +102,51 @@ def ingest(
     number: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A CSV column that holds numbers; may be given several times."),
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="The most tokens in a chunk; 512, or what the model takes where that is less."
+        ),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens that a chunk shares with the one before; 0.")
+    ] = None,
+    chunk_rows: Annotated[
+        bool | None,
+        typer.Option(
+            "--chunk-rows/--whole-rows", help="Whether the texts of rows are cut, too.", show_default=False
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The model's tokenizer.json, to count tokens exactly.")
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove records that came from SOURCE and are no longer in it.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Prune even if more than half of them would go.")
+    ] = False,
+    source_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What --prune knows SOURCE by; its path as typed, if not given."),
+    ] = None,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where rejected inputs are listed; NAME.rejects.jsonl, if there are any."
+        ),
+    ] = None,
+    max_rejects: Annotated[
+        int, typer.Option(metavar="N", help="Stop after more rejects than this; 0: at the first one.")
+    ] = 100,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep vectors of an API here; in your cache folder, if not given."),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no vectors.")] = False,
+    cache_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="The most that is kept, 1GB; the oldest go first.")
     ] = None,
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure the recall afterwards.")
@@ -92,7 +161,9 @@ def ingest(
     if embedder == "none":
         embedder = None
     if base_url is not None and embedder is None:
-        raise InputError("expected --embedder openai:MODEL beside --base-url")
+        raise InputError("expected --embedder PROVIDER:MODEL beside --base-url")
+    if cache is not None and no_cache:
+        raise InputError("expected --cache FILE or --no-cache, got both")
     if recall is not None and not evaluate:
         raise InputError("expected --evaluate beside --recall: what is not measured cannot be compared")
     wanted = options.target(recall)
@@ -105,11 +176,24 @@ def ingest(
     from ..ingestion import load
     from . import progress, render
 
-    embed = None if embedder is None else load(embedder, base_url=options.api(base_url, embedder))
+    embed = None
+    if embedder is not None:
+        embed = load(
+            embedder,
+            base_url=options.api(base_url, embedder),
+            document_prefix=options.prefix(document_prefix, embedder, "document_prefix"),
+            **options.online(
+                embedder,
+                dimensions=dimensions,
+                concurrency=concurrency,
+                requests_per_minute=requests_per_minute,
+                tokens_per_minute=tokens_per_minute,
+            ),
+        )
     try:
         with progress.shown(quiet=quiet) as show:
             summary = run(
-                _DEMO.get(source, Path(source)),
+                _DEMO.get(source, source),
                 to=urls,
                 collection=collection,
                 embedder=embed,
@@ -120,10 +204,22 @@ def ingest(
                 **budget,
                 nodes=nodes,
                 filterable=fields,
+                kind=cast("Kind | None", kind),
+                encoding=encoding,
                 id_field=id_field,
                 text_field=text_field,
                 vector_field=vector_field,
                 numbers=number or (),
+                chunk_tokens=chunk_tokens,
+                overlap=overlap,
+                chunk_rows=chunk_rows,
+                tokenizer=tokenizer,
+                prune=prune,
+                prune_limit=1.0 if yes else 0.5,
+                source_name=source_name,
+                rejects=rejects or f"{collection}.rejects.jsonl",
+                max_rejects=max_rejects,
+                **options.kept(cache, no_cache=no_cache, size=cache_size),
                 evaluate=evaluate,
                 progress=show,
                 on_plan=None if quiet else lambda made: render.plan(made, show.console),
@@ -135,7 +231,16 @@ def ingest(
         output.write_json(summary.to_dict())
     else:
         render.summary(summary)
+    if summary.rejected:
+        output.say(
+            f"Warning: {summary.rejected:,} inputs were rejected; {summary.rejects} lists them, and the next "
+            f"run tries them again"
+        )
+    for note in summary.notes:
+        output.say(f"Note: {note}")
     warn(idle(summary.index, collection), missed(summary.recall, wanted, collection))
+    if summary.rejected:
+        raise typer.Exit(PARTIAL)
 
 
 def _fields(words: list[str]) -> dict[str, FieldKind]:

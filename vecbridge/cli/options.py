@@ -6,15 +6,17 @@ import json
 import os
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Annotated, Any, TypedDict
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
 
 import typer
 
 from ..errors import FilterError, InputError, UrlError
 from . import settings
 
-# the planner's own default, repeated because importing it would slow every command down
+# the planner's and the pipeline's own defaults, repeated because importing them would slow every command down
 LATENCY = 0.1
+CACHE = "1GB"
 
 PLACE_HELP = (
     "URL: flat:PATH, pgvector:PATH, qdrant:PATH, postgresql://… or qdrant://…; several are one store. "
@@ -54,7 +56,21 @@ Nested = Annotated[
 ]
 BaseUrl = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="For openai:MODEL: the API, up to /v1. The key is in OPENAI_API_KEY."),
+    typer.Option(metavar="URL", help="The API, up to /v1, where it is not the provider's own."),
+]
+Dimensions = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Ask the API for vectors of this length, where it can shorten."),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Requests to the API at once; the provider's usual, if not given."),
+]
+RequestsPerMinute = Annotated[
+    float | None, typer.Option(metavar="N", help="The most requests a minute; else learned from the answers.")
+]
+TokensPerMinute = Annotated[
+    float | None, typer.Option(metavar="N", help="The most tokens a minute; else learned from the answers.")
 ]
 
 
@@ -94,10 +110,72 @@ def place(words: list[str], *names: str) -> tuple[tuple[str, ...], list[str]]:
 
 
 def api(base_url: str | None, spec: str) -> str | None:
-    """The API to embed with: what was typed, or for openai:MODEL what the environment or the file says."""
-    if base_url is not None or not spec.startswith("openai:") or os.environ.get("OPENAI_BASE_URL"):
+    """The API to embed with: what was typed, or what the file says of openai:MODEL or of its own embedder."""
+    from ..embedders.providers import PROVIDERS
+
+    provider = spec.partition(":")[0]
+    if base_url is not None or provider not in PROVIDERS:
         return base_url
-    return settings.read().base_url
+    said = settings.read()
+    if provider == "openai":
+        return None if os.environ.get("OPENAI_BASE_URL") else said.base_url
+    return said.base_url if spec == said.embedder else None
+
+
+class Online(TypedDict):
+    """How an API is asked."""
+
+    dimensions: int | None
+    concurrency: int | None
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+
+
+def online(
+    spec: str,
+    *,
+    dimensions: int | None = None,
+    concurrency: int | None = None,
+    requests_per_minute: float | None = None,
+    tokens_per_minute: float | None = None,
+) -> Online:
+    """What was typed, completed from vecbridge.toml where `spec` is the embedder that it names."""
+    said = settings.read()
+    if spec != said.embedder:
+        said = settings.Settings()
+    return {
+        "dimensions": said.dimensions if dimensions is None else dimensions,
+        "concurrency": said.concurrency if concurrency is None else concurrency,
+        "requests_per_minute": (
+            said.requests_per_minute if requests_per_minute is None else requests_per_minute
+        ),
+        "tokens_per_minute": said.tokens_per_minute if tokens_per_minute is None else tokens_per_minute,
+    }
+
+
+def prefix(typed: str | None, spec: str, key: Literal["document_prefix", "query_prefix"]) -> str | None:
+    """The prefix that was typed, or that vecbridge.toml gives to the embedder that it names."""
+    said = settings.read()
+    if typed is not None or spec != said.embedder:
+        return typed
+    return said.document_prefix if key == "document_prefix" else said.query_prefix
+
+
+class Kept(TypedDict):
+    """Where vectors from an API are kept, and how many bytes of them."""
+
+    cache: bool | str | Path
+    cache_limit: int | str
+
+
+def kept(cache: Path | None, *, no_cache: bool, size: str | None) -> Kept:
+    """The cache that was typed, or that vecbridge.toml names."""
+    said = settings.read()
+    place: bool | str | Path = True if said.cache is None else said.cache
+    return {
+        "cache": cache or (not no_cache and place),
+        "cache_limit": size or said.cache_size or CACHE,
+    }
 
 
 class Budget(TypedDict):

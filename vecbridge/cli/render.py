@@ -22,6 +22,7 @@ from . import output
 
 if TYPE_CHECKING:
     # planning shall not wait for numpy
+    from ..embedders import Usage
     from ..evaluate import Report
     from ..ingestion import Summary
     from ..manifest import Manifest
@@ -165,10 +166,29 @@ def report(made: Report) -> None:
 def summary(made: Summary) -> None:
     """What an ingest did, and the recall it ended with."""
     rows = [_index(made.index)] if made.recall is None else _measured(made.recall)
+    if made.rejected:
+        count = Text(f"{made.rejected:,}", style="bold yellow")
+        rows.append(("rejected", count, output.safe(made.rejects or "")))
+    if made.chunking is not None and made.documents != made.read:
+        cut = made.chunking
+        rows.append(("chunks", f"up to {cut.tokens:,} tokens", f"counted by {output.safe(cut.counter)}"))
+    if made.usage is not None:
+        rows.append(("embedding", f"{made.usage.texts:,} texts", _usage(made.usage)))
     seconds = (f"{stage} {spent:.1f} s" for stage, spent in made.seconds.items() if spent >= 0.05)
     out = console()
     out.print(Text(output.safe(str(made)), style="bold"))
     out.print(_facts([*rows, ("time", ", ".join(seconds) or "under 0.1 s", "")]))
+
+
+def _usage(used: Usage) -> str:
+    said = [f"{used.requests:,} requests"]
+    if used.retries:
+        said.append(f"{used.retries:,} of them retries")
+    if used.tokens:
+        said.append(f"{used.tokens:,} tokens")
+    if used.cached:
+        said.append(f"{used.cached:,} texts from the cache")
+    return ", ".join(said)
 
 
 def _measured(made: Report) -> list[Fact]:

@@ -37,6 +37,11 @@ def search(
         ),
     ] = None,
     base_url: options.BaseUrl = None,
+    dimensions: options.Dimensions = None,
+    query_prefix: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Put before TEXT, instead of what the model is known to want."),
+    ] = None,
     vector: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Search for this vector; TEXT is left out then.")
     ] = None,
@@ -56,7 +61,9 @@ def search(
         collection = store.open(name)
         model = None
         if query is None:
-            query, model = _embed(text[0], embedder, base_url, collection)
+            query, model = _embed(
+                text[0], embedder, collection, base_url=base_url, dimensions=dimensions, prefix=query_prefix
+            )
         hits = collection.search(query, k=k, where=condition, exact=exact, model=model)
         at = collection.url
     if as_json:
@@ -83,21 +90,32 @@ def search(
 
 
 def _embed(
-    text: str, spec: str | None, base_url: str | None, collection: Collection
+    text: str,
+    spec: str | None,
+    collection: Collection,
+    *,
+    base_url: str | None,
+    dimensions: int | None,
+    prefix: str | None,
 ) -> tuple[Floats, str | None]:
     """The query's vector, and the model that made it."""
     made_by = collection.space.model
     if spec is None and (found := _OWN.fullmatch(made_by or "")):
         spec = f"{found[1]}:{found[2]}"
     from ..checks import check_model
-    from ..ingestion.embedders import load
+    from ..embedders import load
 
     default = settings.read().embedder if spec is None else None
     # the default may be any model: only a name in the collection tells whether it is the right one
     if spec is None and (default is None or made_by is None):
         raise _unknown(collection.name, made_by)
     chosen = spec or default or ""
-    embedder = load(chosen, base_url=options.api(base_url, chosen))
+    embedder = load(
+        chosen,
+        base_url=options.api(base_url, chosen),
+        query_prefix=options.prefix(prefix, chosen, "query_prefix"),
+        **options.online(chosen, dimensions=dimensions),
+    )
     try:
         if default is not None and embedder.model != made_by:
             raise _unknown(collection.name, made_by)

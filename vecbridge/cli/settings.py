@@ -37,6 +37,14 @@ class Settings:
     memory: int | str | None = None
     disk: int | str | None = None
     latency: float | None = None
+    dimensions: int | None = None
+    concurrency: int | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    document_prefix: str | None = None
+    query_prefix: str | None = None
+    cache: str | bool | None = None
+    cache_size: int | str | None = None
 
     def __repr__(self) -> str:
         return f"<Settings of {FILE}: {len(self.places)} places>"
@@ -63,8 +71,9 @@ def read() -> Settings:
         raise InputError(f"{FILE} is no TOML: {error}") from None
     top = _known(data, _TOP, "")
     budget = _known(top.pop("budget", {}), _BUDGET, "budget.")
+    embedding = _known(top.pop("embedding", {}), _EMBEDDING, "embedding.")
     places = tuple(_expanded(place, number) for number, place in enumerate(top.pop("places", ())))
-    return Settings(places, **top, **budget)
+    return Settings(places, **top, **budget, **embedding)
 
 
 def places() -> tuple[tuple[str, ...], str]:
@@ -101,6 +110,26 @@ def _share(value: Any) -> str | None:
     return None if number else "a share above 0, up to 1, as 0.95"
 
 
+def _whole(value: Any) -> str | None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return None if whole else "a whole number of 1 or more"
+
+
+def _rate(value: Any) -> str | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return None if number else "a number above 0"
+
+
+def _prefix(value: Any) -> str | None:
+    return None if isinstance(value, str) else "text"
+
+
+def _cache(value: Any) -> str | None:
+    return (
+        None if isinstance(value, bool) or (isinstance(value, str) and value) else "a file's name, or false"
+    )
+
+
 def _table(value: Any) -> str | None:
     return None if isinstance(value, dict) else 'a table, as [budget] with memory = "16GB" in it'
 
@@ -112,8 +141,20 @@ _TOP: dict[str, Callable[[Any], str | None]] = {
     "base_url": _text,
     "recall": _share,
     "budget": _table,
+    "embedding": _table,
 }
 _BUDGET: dict[str, Callable[[Any], str | None]] = {"memory": _size, "disk": _size, "latency": _seconds}
+_EMBEDDING: dict[str, Callable[[Any], str | None]] = {
+    "dimensions": _whole,
+    "concurrency": _whole,
+    "requests_per_minute": _rate,
+    "tokens_per_minute": _rate,
+    "document_prefix": _prefix,
+    "query_prefix": _prefix,
+    "cache": _cache,
+    "cache_size": _size,
+}
+_TABLES = {"": _TOP, "budget.": _BUDGET, "embedding.": _EMBEDDING}
 
 
 def _known(
@@ -130,8 +171,9 @@ def _known(
 
 
 def _unknown(key: str, keys: Mapping[str, object], inside: str) -> NoReturn:
-    other = [name for table, dot in ((_TOP, ""), (_BUDGET, "budget.")) for name in table if key == name]
-    elsewhere = "" if not other else f"; {key} belongs {'into [budget]' if not inside else 'above [budget]'}"
+    other = [dot for dot, table in _TABLES.items() if dot != inside and key in table]
+    where = "" if not other else f"into [{other[0][:-1]}]" if other[0] else "above the tables"
+    elsewhere = f"; {key} belongs {where}" if where else ""
     near = difflib.get_close_matches(key, keys, n=1)
     hint = elsewhere or (f"; did you mean {inside}{near[0]}?" if near else "")
     raise InputError(f"{FILE}: unknown key {inside + key[:60]!a}{hint}; known are {', '.join(keys)}")

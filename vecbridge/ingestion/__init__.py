@@ -1,8 +1,9 @@
 """Sources in, collections out: read, embed, store, index, measure."""
 
-from .embedders import Embedder, load
-from .pipeline import Summary, ingest
+from ..embedders import Embedder, load
+from .pipeline import ingest
 from .readers import read
-from .records import Record
+from .records import Document, Origin, Record, Reject
+from .summary import Summary
 
-__all__ = ["Embedder", "Record", "Summary", "ingest", "load", "read"]
+__all__ = ["Document", "Embedder", "Origin", "Record", "Reject", "Summary", "ingest", "load", "read"]

@@ -1,74 +1,221 @@
-"""Records from .npy matrices and from Parquet, a block of rows at a time."""
+"""Records from .npy and .npz arrays and from Parquet, a block of rows at a time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator
 from datetime import date, time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from ..embedders import vectors
 from ..errors import MissingExtra, SourceError
-from . import vectors
-from .lines import shown
-from .records import Fields, Record, build
+from .lines import Fault
+from .records import Fields, Origin, Record, Reject, Source, build, short
 from .tables import rows
 
 if TYPE_CHECKING:
     from ..types import Floats
 
+    Array = np.ndarray[Any, np.dtype[Any]]
+
 _ROWS = 256
 _BYTES = 8_000_000
+_IDS = ("ids",)
+_TEXTS = ("texts", "documents")
+_BROKEN = (ValueError, EOFError, OSError, BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
-def npy(
-    path: Path,
-    sidecar: Path,
-    kind: Literal["jsonl", "csv"],
-    *,
+def described(
+    source: Source,
     fields: Fields,
-    numbers: Sequence[str],
-) -> Iterator[Record]:
-    """The rows of a matrix, each with the record of the sidecar at the same position."""
-    place = shown(path)
-    n, dim = _matrix(path).shape
-    described = sum(1 for _ in rows(sidecar, kind, fields=fields, numbers=numbers))
-    if described != n:
+    *,
+    sidecar: Source,
+    kind: Literal["jsonl", "csv"],
+    encoding: str | None = None,
+) -> Iterator[Record | Reject]:
+    """The rows of a matrix (.npy, or .npz), each with the record of the sidecar at the same position."""
+    member = None if source.kind == "npy" else _vector_member(source, fields.vector)
+    fields = Fields(fields.id, fields.text, numbers=fields.numbers)
+    n, dim = _shape(source, member)
+
+    def beside() -> Iterator[Any]:
+        return rows(sidecar, fields, kind=kind, encoding=encoding, aligned=True)
+
+    if (count := sum(1 for _ in beside())) != n:
         raise SourceError(
-            f"{shown(sidecar)}: expected {n:,} records, one for each row of {place}, got {described:,}"
+            f"{sidecar.file}: expected {n:,} records, one for each row of {source.file}, got {count:,}"
         )
+    records = beside()
+    for row, values in enumerate(_vectors(source, member, dim)):
+        found = next(records, None)
+        if found is None:
+            raise SourceError(f"{sidecar.file}: expected {n:,} records, got {row:,}; it changed while read")
+        if isinstance(found, Reject):
+            yield found
+            continue
+        origin, name, cells = found
+        if both := [field for field in fields.vectors if cells.get(field) is not None]:
+            reason = f"expected vectors in {source.file} alone, got a field {both[0]!a} too"
+            yield Reject(origin, reason, name)
+            continue
+        record = build(cells, fields, origin=origin, name=name, nulls=kind == "jsonl", vector=_PLACE)
+        yield _with_vector(record, values, source, row)
+
+
+def named(source: Source, fields: Fields) -> Iterator[Record | Reject] | None:
+    """The rows of an .npz that holds its ids or texts beside the vectors; None where it holds neither."""
+    member, members = _vector_member(source, fields.vector), _members(source)
+    ids = next((name for name in _IDS if name in members), None)
+    texts = next((name for name in _TEXTS if name in members), None)
+    if ids is None and texts is None:
+        return None
+    return _named(source, member, ids, texts)
+
+
+def _named(source: Source, member: str, ids: str | None, texts: str | None) -> Iterator[Record | Reject]:
+    n, dim = _shape(source, member)
+    columns = [_column(source, name, n) for name in (ids, texts)]
+    for row, (values, key, text) in enumerate(zip(_vectors(source, member, dim), *columns, strict=True)):
+        cells = {"id": key, "text": text}
+        origin, name = Origin(source.file, "row", row + 1), f"{source.name}:{row + 1}"
+        record = build(cells, Fields(), origin=origin, name=name, nulls=False, vector=_PLACE)
+        yield _with_vector(record, values, source, row)
+
+
+# stands for the vector of a row while the rest of it is checked
+_PLACE = np.empty(0, dtype=np.float32)
+
+
+def _with_vector(record: Record | Reject, values: Array, source: Source, row: int) -> Record | Reject:
+    if isinstance(record, Reject):
+        return record
+    try:
+        vector = vectors.single(values)
+    except ValueError as error:
+        return Reject(Origin(source.file, "row", row + 1), f"expected numbers, got {error}", record.id)
+    return Record(record.id, record.text, record.metadata, record.origin, vector)
+
+
+def _vector_member(source: Source, wanted: str | None) -> str:
+    """The name of the array of an .npz that holds the vectors. Raises SourceError."""
+    members = _members(source)
+    found = [name for name in members if name not in (*_IDS, *_TEXTS)] if wanted is None else [wanted]
+    if len(found) != 1 or found[0] not in members:
+        what = "one array of vectors, or its name" if wanted is None else f"an array {wanted!a}"
+        raise SourceError(f"{source.file}: expected {what}, got {', '.join(map(ascii, members)) or 'none'}")
+    return found[0]
+
+
+def _members(source: Source) -> list[str]:
+    try:
+        with ZipFile(source.path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    except _BROKEN as error:
+        raise SourceError(f"{source.file}: expected arrays as .npz: {error}") from None
+
+
+def _shape(source: Source, member: str | None) -> tuple[int, int]:
+    """Rows and dimensions of a matrix. Raises SourceError where it is none."""
+    place = source.file if member is None else f"{source.file}, array {member!a}"
+    if member is None:
+        matrix = _mapped(source)
+        shape, dtype = matrix.shape, matrix.dtype
+    else:
+        shape, _, dtype = _header_of(source, member)
+    if len(shape) != 2 or not shape[1] or dtype.kind not in "fiu":
+        raise SourceError(
+            f"{place}: expected a matrix of numbers of shape (n, dim), got {dtype} of shape {shape}"
+        )
+    return shape[0], shape[1]
+
+
+def _vectors(source: Source, member: str | None, dim: int) -> Iterator[Array]:
+    """The rows of a matrix one by one, as they lie in the file."""
+    if member is not None:
+        yield from _stored(source, member)
+        return
     step = max(1, min(_ROWS, _BYTES // (4 * dim)))
-    block = np.empty((0, dim))
-    for row, (where, name, values) in enumerate(rows(sidecar, kind, fields=fields, numbers=numbers)):
-        if row % step == 0:
-            # a map that stayed open would count as this process's memory, page by page
-            block = np.array(_matrix(path)[row : row + step])
-        try:
-            vector = vectors.single(block[row % step])
-        except ValueError as error:
-            raise SourceError(f"{place}: row {row}, counted from 0: expected numbers, got {error}") from None
-        if both := [field for field in fields.vectors if values.get(field) is not None]:
-            raise SourceError(f"{where}: expected vectors in {place} alone, got a field {both[0]!a} too")
-        yield build(values, fields, place=where, name=name, nulls=kind == "jsonl", vector=vector)
+    start = 0
+    # a map that stayed open would count as this process's memory, page by page
+    while len(block := np.array(_mapped(source)[start : start + step])):
+        yield from block
+        start += step
 
 
-def _matrix(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
+def _mapped(source: Source) -> Array:
     """The array of a .npy file, mapped into memory."""
     try:
-        matrix: np.ndarray[Any, np.dtype[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)
+        matrix: Array = np.load(source.path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise SourceError(f"{shown(path)}: expected a matrix of numbers as .npy: {error}") from None
-    if matrix.ndim != 2 or not matrix.shape[1] or matrix.dtype.kind not in "fiu":
+        raise SourceError(f"{source.file}: expected a matrix of numbers as .npy: {error}") from None
+    if not isinstance(matrix, np.ndarray):  # an .npz under the name of a .npy
         raise SourceError(
-            f"{shown(path)}: expected a matrix of numbers of shape (n, dim), "
-            f"got {matrix.dtype} of shape {matrix.shape}"
+            f"{source.file}: expected a matrix of numbers as .npy, got several arrays; use .npz"
         )
     return matrix
 
 
-def parquet(path: Path, fields: Fields) -> Iterator[Record]:
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type; the file stands at the first number then."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"format {version} of an array with named fields")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, columns_first, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("Python objects, which only pickle could read; pickles are never opened")
+    return shape, columns_first, dtype
+
+
+def _header_of(source: Source, member: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    try:
+        with ZipFile(source.path) as archive, archive.open(f"{member}.npy") as file:
+            return _header(file)
+    except _BROKEN as error:
+        raise SourceError(
+            f"{source.file}, array {member!a}: expected plain numbers or text: {error}"
+        ) from None
+
+
+def _stored(source: Source, member: str) -> Iterator[Array]:
+    """The entries of an array of an .npz one by one; whole in memory only if its columns come first."""
+    try:
+        with ZipFile(source.path) as archive, archive.open(f"{member}.npy") as file:
+            shape, columns_first, dtype = _header(file)
+            size = dtype.itemsize * math.prod(shape[1:])
+            if columns_first or not size:
+                with np.load(source.path, allow_pickle=False) as arrays:
+                    yield from arrays[member]
+                return
+            step, left = max(1, min(_ROWS, _BYTES // size)), shape[0]
+            while left:
+                raw = file.read(size * min(step, left))
+                if len(raw) != size * min(step, left):
+                    raise ValueError(f"the last {left} of {shape[0]} entries are missing")
+                yield from np.frombuffer(raw, dtype).reshape(-1, *shape[1:])
+                left -= min(step, left)
+    except _BROKEN as error:
+        raise SourceError(f"{source.file}, array {member!a}: cannot be read: {error}") from None
+
+
+def _column(source: Source, member: str | None, n: int) -> Iterator[Any]:
+    """The ids or texts of an .npz; n times None where it has none."""
+    if member is None:
+        return iter([None] * n)
+    shape, _, dtype = _header_of(source, member)
+    if shape != (n,) or dtype.kind not in ("Uiu" if member in _IDS else "U"):
+        raise SourceError(
+            f"{source.file}, array {member!a}: expected {n:,} texts, one for each vector, "
+            f"got {dtype} of shape {shape}"
+        )
+    return (value.item() for value in _stored(source, member))
+
+
+def parquet(source: Source, fields: Fields) -> Iterator[Record | Reject]:
     """The rows of a Parquet file."""
     try:
         import pyarrow
@@ -77,46 +224,69 @@ def parquet(path: Path, fields: Fields) -> Iterator[Record]:
         raise MissingExtra(
             f"Parquet needs the package {error.name}; install it with pip install 'vecbridge[parquet]'"
         ) from error
-    place, file = shown(path), shown(Path(path.name))
     number = 0
     try:
         # with a buffer the columns are read in parts; without it a whole row group lies in memory
-        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as source:
-            columns, lists = _columns(list(source.schema_arrow.names), fields, place)
-            for batch in source.iter_batches(batch_size=_ROWS, columns=[*columns, *lists]):
-                found: Sequence[Floats | None] = [None] * batch.num_rows
+        with pyarrow.parquet.ParquetFile(source.path, buffer_size=1 << 20) as file:
+            columns, lists = _columns(list(file.schema_arrow.names), fields, source.file)
+            for batch in file.iter_batches(batch_size=_ROWS, columns=[*columns, *lists]):
+                found: list[Floats | Fault | None] = [None] * batch.num_rows
                 if lists:
-                    found = _lists(batch.column(lists[0]), place, number)
-                for values, vector in zip(batch.select(columns).to_pylist(), found, strict=True):
+                    found = _lists(batch.column(lists[0]), source.file)
+                for values, vector in zip(_values(batch.select(columns)), found, strict=True):
                     number += 1
-                    yield build(
-                        {key: _plain(value) for key, value in values.items()},
-                        Fields(fields.id, fields.text),
-                        place=f"{place}: row {number}",
-                        name=f"{file}:{number}",
-                        nulls=False,
-                        vector=vector,
-                    )
+                    origin, name = Origin(source.file, "row", number), f"{source.name}:{number}"
+                    yield _row(values, vector, fields, origin, name)
     except SourceError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise SourceError(f"{place}: expected a Parquet file: {error}") from error
+        raise SourceError(f"{source.file}: expected a Parquet file: {error}") from error
+
+
+def _row(
+    values: dict[str, Any] | Fault, vector: Floats | Fault | None, fields: Fields, origin: Origin, name: str
+) -> Record | Reject:
+    if isinstance(values, Fault):
+        return Reject(origin, str(values))
+    cells = {key: _plain(value) for key, value in values.items()}
+    fields = Fields(fields.id, fields.text)
+    if isinstance(vector, Fault):
+        # checked without it, for its id
+        record = build(cells, fields, origin=origin, name=name, nulls=False, vector=_PLACE)
+        return Reject(origin, str(vector), record.id)
+    return build(cells, fields, origin=origin, name=name, nulls=False, vector=vector)
+
+
+def _values(batch: Any) -> Iterator[dict[str, Any] | Fault]:
+    """The plain values of each row; why not, where a text is not UTF-8 or a date out of range."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError):
+        pass
+    for row in range(batch.num_rows):
+        try:
+            yield from batch.slice(row, 1).to_pylist()
+        except UnicodeDecodeError:
+            yield Fault("expected text in UTF-8, got other bytes; write the file anew with valid text")
+        except (ValueError, OverflowError) as error:
+            yield Fault(f"expected values that Python can hold: {short(str(error))}")
 
 
 def _columns(names: list[str], fields: Fields, place: str) -> tuple[list[str], list[str]]:
     """The columns to read: those with plain values, and the one with vectors if there is one."""
     if twice := [name for name in names if names.count(name) > 1]:
         raise SourceError(f"{place}: expected each column once, got {twice[0]!a} twice")
-    lists = [name for name in fields.vectors if name in names][:1]
-    if fields.vector and not lists:
+    if absent := [name for name in fields.demanded if name not in names]:
         raise SourceError(
-            f"{place}: expected a column {fields.vector!a}, got {', '.join(map(ascii, names[:20]))}"
+            f"{place}: expected a column {absent[0]!a}, got {', '.join(map(ascii, names[:20]))}"
         )
+    lists = [name for name in fields.vectors if name in names][:1]
     # pandas writes its row numbers under such names
     return [name for name in names if name not in lists and not name.startswith("__index_level_")], lists
 
 
-def _lists(column: Any, place: str, before: int) -> list[Floats | None]:
+def _lists(column: Any, place: str) -> list[Floats | Fault | None]:
     """The vectors of a list column; None for its nulls."""
     import pyarrow
     from pyarrow import compute
@@ -128,22 +298,20 @@ def _lists(column: Any, place: str, before: int) -> list[Floats | None]:
     flat = column.flatten()
     lengths = compute.fill_null(compute.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     ends = np.cumsum(lengths)
-    if flat.null_count:
-        row = int(
-            np.searchsorted(ends, int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False))), "right")
-        )
-        raise SourceError(f"{place}: row {before + row + 1}: expected numbers in the vector, got null")
+    nulls = flat.is_null().to_numpy(zero_copy_only=False) if flat.null_count else None
     values = flat.to_numpy(zero_copy_only=False)
     present = column.is_valid().to_numpy(zero_copy_only=False)
-    found: list[Floats | None] = []
+    found: list[Floats | Fault | None] = []
     for row, end in enumerate(ends):
+        part = slice(end - lengths[row], end)
         try:
-            part = values[end - lengths[row] : end]
-            if present[row] and not len(part):
+            if present[row] and not lengths[row]:
                 raise ValueError("an empty list")
-            found.append(vectors.single(part) if present[row] else None)
+            if nulls is not None and nulls[part].any():
+                raise ValueError("a null among its numbers")
+            found.append(vectors.single(values[part]) if present[row] else None)
         except ValueError as error:
-            raise SourceError(f"{place}: row {before + row + 1}: expected a vector, got {error}") from None
+            found.append(Fault(f"expected a vector, got {error}"))
     return found
 
 

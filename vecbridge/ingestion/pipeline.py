@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-import json
-from array import array
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
 from functools import partial
-from hashlib import blake2b
+from os.path import normpath
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TypedDict
 
-import numpy as np
-
-from .. import checks, store
-from ..errors import CollectionExists, CollectionNotFound, EmbedderError, InputError, SourceError, VectorError
+from .. import checks, embedders, store
+from ..embedders import Embedder, Service, Usage, document_prefix
+from ..embedders.cache import Cache
+from ..embedders.cached import Cached
+from ..errors import CollectionExists, CollectionNotFound, InputError, ModelMismatch, SourceError
 from ..manifest import check_name
 from ..planner import LATENCY, Plan, make_space
-from ..types import FieldKind, IndexState, Layout, Metric, Progress, Space
-from . import chunks, embedders
-from .embedders import Embedder
-from .readers import read
-from .records import Record
+from ..types import FieldKind, Layout, Metric, Progress
+from .cutting import Cutting
+from .flow import BATCH, Encoder
+from .loading import Load
+from .readers import materialised, read
+from .records import Document, Kind, Origin, Record, Reject
+from .rejects import Rejects
+from .spool import Reread, Spool, Work
+from .summary import Clock, Summary
+from .survey import Survey, digest, id_mark, owner
 
-if TYPE_CHECKING:
-    from ..evaluate import Report
-    from ..types import Floats
-
-BATCH = 512
-_BYTES = 8_000_000
-_CHARS = 8_000_000
-# a PCA gains nothing measurable from more rows than about 2,000
-_SAMPLE_ROWS = 5_000
-_SAMPLE_BYTES = 32_000_000
-_SAMPLE_CHARS = 32_000_000
-_REPORTED = 1_000
 # seconds that measuring recall may take: exact search of a million wide rows takes 15 s a query
 _EVALUATION = 60.0
-# records in a batch while the length of the vectors is unknown
-_UNKNOWN = 128
+# bytes of the embedding cache
+CACHE = "1GB"
 
 
 class _Meaning(TypedDict):
@@ -54,68 +45,6 @@ class _Budgets(TypedDict):
     disk: int | str | None
     latency: float
     nodes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What an ingest did.
-
-    Counts of records: `read` = `new` + `changed` + `unchanged`; `written` = `new` + `changed`. A record that
-    was stored by other means than `ingest` counts as new. `seconds` per stage: "read" (checking the source),
-    "create" (planning, fitting), "embed", "write", "index", "evaluate". `plan`: the plan as a dict if this
-    run made the collection by one, else None. `recall`: the measured recall, None where it was not asked
-    for. `url` is without password.
-    """
-
-    url: str
-    collection: str
-    model: str | None
-    dim: int
-    read: int
-    new: int
-    changed: int
-    seconds: dict[str, float]
-    layout: Layout
-    index: IndexState
-    plan: dict[str, Any] | None = field(default=None, repr=False)
-    recall: Report | None = None
-
-    @property
-    def written(self) -> int:
-        """Records that were embedded and stored."""
-        return self.new + self.changed
-
-    @property
-    def unchanged(self) -> int:
-        """Records that were left as they are."""
-        return self.read - self.written
-
-    def to_dict(self) -> dict[str, Any]:
-        """The summary, ready for JSON."""
-        return {
-            **asdict(self),
-            "written": self.written,
-            "unchanged": self.unchanged,
-            "layout": self.layout.to_dict(),
-        }
-
-    def __str__(self) -> str:
-        where = f"{self.collection} at {self.url}"
-        if not self.written:
-            return f"{self.read:,} records read, all unchanged; nothing was written to {where}"
-        return (
-            f"{self.read:,} records read, {self.written:,} written to {where} "
-            f"({self.new:,} new, {self.changed:,} changed, {self.unchanged:,} unchanged)"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A record on its way, its digest, and how far in the source it stands (counted from 1)."""
-
-    record: Record
-    digest: bytes
-    position: int
 
 
 def ingest(
@@ -134,11 +63,23 @@ def ingest(
     latency: float = LATENCY,
     nodes: int | None = None,
     filterable: Mapping[str, FieldKind] | None = None,
+    kind: Kind | None = None,
+    encoding: str | None = None,
     id_field: str | None = None,
     text_field: str | None = None,
     vector_field: str | None = None,
     numbers: Sequence[str] = (),
-    chunk_chars: int = chunks.CHARS,
+    chunk_tokens: int | None = None,
+    overlap: int | None = None,
+    chunk_rows: bool | None = None,
+    tokenizer: str | Path | None = None,
+    source_name: str | None = None,
+    prune: bool = False,
+    prune_limit: float = 0.5,
+    rejects: str | Path | None = None,
+    max_rejects: int = 0,
+    cache: bool | str | Path = True,
+    cache_limit: int | str = CACHE,
     batch: int = BATCH,
     evaluate: bool = True,
     progress: Progress | None = None,
@@ -146,71 +87,133 @@ def ingest(
 ) -> Summary:
     """A searchable collection from a file or a folder; a second run on the same source changes nothing.
 
-    `source`: see `read`, which also explains `id_field`, `text_field`, `vector_field`, `numbers` and
-    `chunk_chars`. `to`: a store URL, or several as for `connect`. `embedder`: a specification (see `load`) or
-    an Embedder; with one, every text is embedded, and vectors in the source are not used. Without one the
-    source's own vectors are stored, and `model` and `nested` say what made them.
+    `source`: see `read`, which also explains `kind`, `encoding`, `id_field`, `text_field`, `vector_field` and
+    `numbers`; "-" is standard input. `to`: a store URL, or several as for `connect`. `embedder`: a
+    specification (see `load`) or an Embedder; with one, every text is embedded, and vectors in the source are
+    not used. Without one the source's own vectors are stored, and `model` and `nested` say what made them.
 
     The collection is made if it is not there, for the dimension that really arrives and a layout planned
     for `rows` records (those in the source, if not given); `layout`, `memory`, `disk`, `latency`,
     `nodes`, `filterable` as in `Store.create`. `metric` is cosine for a new collection. A layout with a
     PCA is fitted on vectors from the whole length of the source.
 
-    The source is read twice: first all of it is checked, so that a mistake in the last line is found before
-    anything is embedded, paid for or written. Ids must be unique in a source: one record would replace the
-    other, in every run anew. Then records whose text, metadata and model (or vector) are stored already are
-    skipped, and the rest is embedded and written in batches of at most `batch` records. Memory holds a few
-    batches and 8 bytes per record. Interrupted, it leaves whole batches, and the next run completes them.
-    Records that are no longer in the source stay in the collection.
+    Files of text are cut into chunks of up to `chunk_tokens` tokens (512, or what the model takes), of which
+    neighbours share `overlap`; with `chunk_rows` the texts of rows are cut, too. `tokenizer`: the model's
+    tokenizer.json, to count exactly where neither the embedder nor vecbridge has it. The collection keeps
+    these settings: a later run uses them if it says nothing, and is refused if it says something else.
 
-    `progress` hears of the stages "read", "sample" (for a PCA), "embed", "load" (records that are stored,
-    unchanged ones included), "evaluate", and of those of building the index. `on_plan` is given the plan of a
-    new collection before records are written.
+    First, all of the source is read, checked and compared with the collection; so a mistake in the last line
+    is found before anything is embedded, paid for or written. Ids must be unique in a source: one record
+    would replace the other, in every run anew. Then what is new or changed is embedded, in as many requests
+    at once as the embedder wants, while the store writes batches of at most `batch` records. Chunks that a
+    document had before it became shorter are removed. Memory holds a few batches and 9 bytes per record;
+    texts wait in a temporary file. Interrupted, it leaves whole batches, and the next run completes them.
+
+    `cache`: whether (or in which file) vectors from an API are kept, up to `cache_limit` bytes, so that what
+    was paid for is not asked for again when a run ends between embedding and storing.
+
+    `prune`: remove records that came from this source before and have left it. A source is known by
+    `source_name`, or the path as it was given; other sources' records in the collection stay. Refused where
+    more than `prune_limit` of the source's records would go, and left out where something was rejected while
+    reading, as that may be what is missing.
+
+    `max_rejects`: how many inputs may be unusable; with 0, the first one raises. They are counted in the
+    summary, and listed in the file `rejects` as JSON lines with source, position, id and reason.
+
+    `progress` hears of the stages "read", "sample" (for a PCA), "embed", "write", "evaluate", and of those of
+    building the index. `on_plan` is given the plan of a new collection before records are written.
 
     Raises SourceError, DimensionMismatch, VectorError, ModelMismatch, InputError before anything is written;
-    EmbedderError, PlanError, MissingExtra, StoreError.
+    EmbedderError, TooManyRejects, PlanError, MissingExtra, StoreError.
     """
     if batch < 1:
         raise InputError(f"expected batches of 1 or more records, got {batch}")
+    if not 0 <= prune_limit <= 1:
+        raise InputError(f"expected prune_limit as a share from 0 to 1, got {prune_limit}")
     check_name(collection)
     make_space(1, metric=metric or "cosine")
     fields = checks.filterable(filterable)
-    again = partial(
-        read,
-        source,
-        id_field=id_field,
-        text_field=text_field,
-        vector_field=vector_field,
-        numbers=numbers,
-        chunk_chars=chunk_chars,
-    )
-    records = again()
+    clock, report = Clock(), progress or _silent
     with ExitStack() as stack:
-        if isinstance(embedder, str):
-            embedder = embedders.load(embedder)
-            stack.callback(embedder.close)
-        if embedder is not None:
-            if model is not None and model != embedder.model:
-                raise InputError(f"expected model={embedder.model!r} as the embedder's, got {model!r}")
-            model, nested = embedder.model, embedder.nested if nested is None else nested
+        path = stack.enter_context(materialised(source, kind))
+        again = partial(
+            read,
+            path,
+            kind=kind,
+            encoding=encoding,
+            id_field=id_field,
+            text_field=text_field,
+            vector_field=vector_field,
+            numbers=numbers,
+        )
+        units = again()
+        refused = Rejects(rejects, most=max_rejects)
+        stack.callback(refused.close, finished=False)
+        using = _using(embedder, stack, cache, cache_limit)
+        if using is not None:
+            if model is not None and model != using.model:
+                raise InputError(f"expected model={using.model!r} as the embedder's, got {model!r}")
+            model, nested = using.model, using.nested if nested is None else nested
+        before = using.usage() if isinstance(using, Service) else Usage()
         urls = (to,) if isinstance(to, str) else tuple(to)
         place = stack.enter_context(store.connect(*urls))
         target = _open(place, collection, model, metric, layout, fields)
         if model is None and target is not None:
             model = target.space.model
-        job = _Job(embedder, model, batch, progress or _silent)
-        job.check(records, again, target.space if target else None, metric or "cosine")
+        cutting = None
+        if using is not None:
+            cutting = Cutting(
+                using,
+                kept=target.manifest.chunking if target else None,
+                tokens=chunk_tokens,
+                overlap=overlap,
+                rows=chunk_rows,
+                tokenizer=tokenizer,
+                afresh=_afresh(place, collection),
+            )
+        known_as = source_name or normpath(str(source))
+        digests = partial(
+            digest,
+            model=model,
+            prefix=document_prefix(using) if using is not None else "",
+            mark=owner(known_as),
+            embedded=using is not None,
+        )
+        work: Work = Spool() if using is not None else Reread(lambda: _records(again()), digests)
+        stack.callback(work.close)
+        survey = Survey(
+            target=target,
+            work=work,
+            rejects=refused,
+            space=target.space if target else None,
+            metric=metric or "cosine",
+            digest=digests,
+            mark=owner(known_as),
+            cutting=cutting,
+            report=report,
+        )
+        with clock("read"):
+            survey.run(units)
+            if marks := survey.repeated():
+                _check_repeated(again(), marks)
+            gone, notes = _gone(survey, target, known_as, prune_limit) if prune else ([], [])
 
+        load = Load(
+            Encoder(using, batch=batch),
+            work,
+            cosine=(target.space.metric if target else metric or "cosine") == "cosine",
+            rejects=refused,
+            clock=clock,
+            report=report,
+        )
         if target is None:
-            # one vector tells the dimension that really arrives, whatever a catalogue says
-            dim = job.embed([next(job.items(again()))], stage="probe").shape[1]
+            dim = load.first()
+            planned = survey.records if rows is None else rows
             budgets: _Budgets = {"memory": memory, "disk": disk, "latency": latency, "nodes": nodes}
             meaning: _Meaning = {"metric": metric or "cosine", "model": model, "nested": nested}
-            planned = job.total if rows is None else rows
-            with job.clock("create"):
+            with clock("create"):
                 wanted = layout or place.plan(dim, rows=planned, **meaning, **budgets).layout
-                size = _sample_size(wanted, dim, job.total)
-                kept, sample = job.sample(again(), size) if size else ([], None)
+                sample = load.sample(wanted, dim)
                 try:
                     target = place.create(
                         collection,
@@ -219,6 +222,7 @@ def ingest(
                         layout=layout,
                         sample=sample,
                         filterable=fields,
+                        chunking=cutting.chunking if cutting else None,
                         **meaning,
                         **budgets,
                     )
@@ -229,39 +233,99 @@ def ingest(
                         raise
             if on_plan is not None and target.plan is not None:
                 on_plan(target.plan)
-            if sample is not None:
-                job.new += len(kept)
-                job.write(target, kept, sample)
-
-        for part in _batches(job.changed(again(), target), job.rows):
-            job.write(target, part, job.embed(part))
-        job.report("load", job.total, job.total)
-        with job.clock("index"):
+        load.run(target)
+        removed = 0
+        if survey.stale or gone:
+            with clock("remove"):
+                removed = target.delete([*survey.stale, *gone])
+        with clock("index"):
             target.build_index(progress=progress)
         recall = None
         if evaluate:
-            job.report("evaluate", 0, 1)
-            with job.clock("evaluate"):
+            report("evaluate", 0, 1)
+            with clock("evaluate"):
                 recall = target.evaluate(seconds=_EVALUATION)
-            job.report("evaluate", 1, 1)
+            report("evaluate", 1, 1)
+        refused.close(finished=True)
+        usage = None
+        if isinstance(using, Service):
+            usage = _since(before, using.usage())
+        if isinstance(using, Cached) and using.cache.problem:
+            notes.append(using.cache.problem)
         return Summary(
             url=target.url,
             collection=collection,
             model=target.space.model,
             dim=target.space.dim,
-            read=job.total,
-            new=job.new,
-            changed=job.replaced,
-            seconds=job.clock.seconds,
+            documents=survey.documents,
+            read=survey.records,
+            new=load.new,
+            changed=load.changed,
+            unchanged=survey.unchanged,
+            removed=removed,
+            rejected=refused.count,
+            usage=usage,
+            seconds=clock.seconds,
             layout=target.layout,
             index=target.index_state(),
+            chunking=target.manifest.chunking,
             plan=target.plan.to_dict() if target.plan else None,
             recall=recall,
+            rejects=str(refused.path) if refused.count and refused.path else None,
+            notes=tuple(notes),
         )
+
+
+def _using(
+    embedder: str | Embedder | None, stack: ExitStack, cache: bool | str | Path, limit: int | str
+) -> Embedder | None:
+    """The embedder, closed by `stack` where it is made here; behind a cache where it is a service."""
+    if isinstance(embedder, str):
+        embedder = embedders.load(embedder)
+        stack.callback(embedder.close)
+    if cache is False or not isinstance(embedder, Service):
+        return embedder
+    kept = Cache(None if cache is True else cache, limit=limit)
+    stack.callback(kept.close)
+    return Cached(embedder, kept)
 
 
 def _silent(stage: str, done: int, total: int | None) -> None:
     pass
+
+
+def _since(before: Usage, now: Usage) -> Usage:
+    """What was asked for between two accounts."""
+    return Usage(
+        **{one.name: getattr(now, one.name) - getattr(before, one.name) for one in dataclasses.fields(Usage)}
+    )
+
+
+def _records(units: Iterable[Record | Document | Reject]) -> Iterator[Record]:
+    """The records of a source whose vectors are stored, leaving out what the survey has rejected."""
+    for unit in units:
+        if isinstance(unit, Record):
+            yield unit
+
+
+def _gone(
+    survey: Survey, target: store.Collection | None, source: str, limit: float
+) -> tuple[list[str], list[str]]:
+    """Ids that the source has lost, and what to say about it. Raises InputError where they are too many."""
+    if target is None:
+        return [], []
+    if survey.lost:
+        return [], [
+            "nothing was pruned: what was rejected may be stored, and would look as if it had left the source"
+        ]
+    gone, of = survey.gone()
+    if len(gone) > limit * of:
+        raise InputError(
+            f"pruning would remove {len(gone):,} of the {of:,} records that came from {source}, more than "
+            f"{limit:.0%} of them; nothing was changed: see that the source is complete, or allow it with "
+            f"prune_limit=1 (--yes)"
+        )
+    return gone, []
 
 
 def _open(
@@ -277,6 +341,8 @@ def _open(
         found = place.open(name, model=model)
     except CollectionNotFound:
         return None
+    except ModelMismatch as error:
+        raise ModelMismatch(f"{error}; {_afresh(place, name)}") from None
     if metric is not None and metric != found.space.metric:
         raise InputError(
             f"collection {name} compares by {found.space.metric}, which cannot be changed to {metric}; "
@@ -299,210 +365,21 @@ def _open(
     return found
 
 
-class _Clock:
-    """Seconds spent in each stage; a stage inside another one is not counted twice."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._inner = 0.0
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        before, self._inner = self._inner, 0.0
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            spent = perf_counter() - start
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent - self._inner
-            self._inner = before + spent
-
-
-class _Job:
-    """The state of one ingest: what it embeds with, what it has counted."""
-
-    def __init__(self, embedder: Embedder | None, model: str | None, batch: int, report: Progress) -> None:
-        self._embedder = embedder
-        self._model = model
-        self._batch = batch
-        self.report = report
-        self.clock = _Clock()
-        self.total = 0
-        self.new = 0
-        self.replaced = 0
-        self._done = 0
-        self._dim = embedder.dim if embedder else None
-
-    @property
-    def rows(self) -> int:
-        """Records in one batch."""
-        return min(self._batch, max(1, _BYTES // (4 * self._dim)) if self._dim else _UNKNOWN)
-
-    def check(
-        self,
-        records: Iterator[Record],
-        again: Callable[[], Iterator[Record]],
-        space: Space | None,
-        metric: Metric,
-    ) -> None:
-        """Count the records. Raises InputError for the first that cannot be stored, and for repeated ids."""
-        marks = array("Q")
-        with self.clock("read"):
-            for record in records:
-                if self._embedder is not None:
-                    if record.text is None or not record.text.strip():
-                        raise SourceError(f"{record.place}: expected text to embed, got none")
-                elif record.vector is None:
-                    raise SourceError(
-                        f"{record.place}: expected a vector, got text alone; choose an embedder for it"
-                    )
-                else:
-                    space = space or Space(len(record.vector), metric)
-                    self._dim = space.dim
-                    try:
-                        checks.vectors(record.vector[None, :], space=space, what="the vector")
-                    except InputError as error:
-                        raise type(error)(f"{record.place}: {error}") from None
-                marks.append(_mark(record))
-                if len(marks) % _REPORTED == 0:
-                    self.report("read", len(marks), None)
-            self.total = len(marks)
-            self.report("read", self.total, self.total)
-            ordered = np.frombuffer(marks, dtype=np.uint64)
-            ordered.sort()
-            if len(repeated := ordered[1:][ordered[1:] == ordered[:-1]]):
-                _check_repeated(again(), set(repeated.tolist()))
-
-    def items(self, records: Iterable[Record]) -> Iterator[_Item]:
-        """The records with their digests."""
-        for position, record in enumerate(records, 1):
-            yield _Item(record, _digest(record, self._model, embedded=self._embedder is not None), position)
-
-    def changed(self, records: Iterable[Record], target: store.Collection) -> Iterator[_Item]:
-        """Those records that the collection does not hold as they are."""
-        for group in _batches(self.items(records), BATCH):
-            with self.clock("write"):
-                known = target.digests([item.record.id for item in group])
-            for item in group:
-                digest = known.get(item.record.id)
-                if digest != item.digest:
-                    self.new += digest is None
-                    self.replaced += digest is not None
-                    yield item
-            self._dealt_with(group[-1].position)
-
-    def embed(self, items: Sequence[_Item], *, stage: str = "embed") -> Floats:
-        """The vectors of the records, float32 (n, dim)."""
-        if self._embedder is None:
-            return np.stack([_vector(item) for item in items])
-        with self.clock("embed"):
-            vectors = self._embedder.embed([item.record.text or "" for item in items])
-        if vectors.ndim != 2 or len(vectors) != len(items):
-            raise EmbedderError(
-                f"expected {len(items)} vectors from {self._model}, got an array of shape {vectors.shape}"
-            )
-        self._dim = vectors.shape[1]
-        if stage == "embed":
-            self.report("embed", items[-1].position, self.total)
-        return vectors
-
-    def sample(self, records: Iterable[Record], size: int) -> tuple[list[_Item], Floats]:
-        """`size` records spread evenly over the source, as many as fit into memory, and all their vectors."""
-        spread = (
-            item
-            for item in self.items(records)
-            if item.position * size // self.total > (item.position - 1) * size // self.total
-        )
-        kept: list[_Item] = []
-        parts: list[Floats] = []
-        chars = done = 0
-        for part in _batches(spread, self.rows):
-            parts.append(self.embed(part, stage="sample"))
-            if done == len(kept) and chars < _SAMPLE_CHARS:
-                kept += part
-                chars += sum(map(_chars, part))
-            done += len(part)
-            self.report("sample", done, size)
-        return kept, np.concatenate(parts)
-
-    def write(self, target: store.Collection, items: Sequence[_Item], vectors: Floats) -> None:
-        """Store the records, the first of `vectors` belonging to them, batch by batch."""
-        for start in range(0, len(items), self.rows):
-            part = items[start : start + self.rows]
-            with self.clock("write"):
-                try:
-                    target.upsert(
-                        [item.record.id for item in part],
-                        vectors[start : start + len(part)],
-                        documents=[item.record.text for item in part],
-                        metadata=[item.record.metadata for item in part],
-                        digests=[item.digest for item in part],
-                    )
-                except VectorError as error:
-                    where = f"{part[0].record.place} to {part[-1].record.place}"
-                    raise VectorError(f"{where}, in the vectors of {self._model}: {error}") from error
-            self._dealt_with(part[-1].position)
-
-    def _dealt_with(self, position: int) -> None:
-        # records to write wait for their batch while unchanged ones pass by: progress never runs backwards
-        self._done = max(self._done, position)
-        self.report("load", self._done, self.total)
-
-
-def _check_repeated(records: Iterable[Record], marks: set[int]) -> None:
+def _check_repeated(units: Iterable[Record | Document | Reject], marks: set[int]) -> None:
     """Raise SourceError naming both places of the first id that occurs twice; `marks` of those that may."""
-    places: dict[str, str] = {}
-    for record in records:
-        if _mark(record) in marks:
-            if record.id in places:
-                raise SourceError(
-                    f"{record.place}: expected an id of its own, got {record.id[:60]!a}, which "
-                    f"{places[record.id]} has too; one would replace the other"
-                )
-            places[record.id] = record.place
+    places: dict[str, Origin] = {}
+    for unit in units:
+        # of a row that is cut, only the chunks have been seen
+        if isinstance(unit, Reject) or not {id_mark(unit.id), id_mark(f"{unit.id}#0")} & marks:
+            continue
+        if unit.id in places:
+            raise SourceError(
+                f"{unit.origin}: expected an id of its own, got {unit.id[:60]!a}, which "
+                f"{places[unit.id]} has too; one would replace the other"
+            )
+        places[unit.id] = unit.origin
 
 
-def _mark(record: Record) -> int:
-    return int.from_bytes(blake2b(record.id.encode(), digest_size=8).digest(), "little")
-
-
-def _vector(item: _Item) -> Floats:
-    assert item.record.vector is not None
-    return item.record.vector
-
-
-def _chars(item: _Item) -> int:
-    return len(item.record.text or "")
-
-
-def _digest(record: Record, model: str | None, *, embedded: bool) -> bytes:
-    """16 bytes that change whenever the stored record would: by model, text, metadata or own vector."""
-    metadata = json.dumps(record.metadata, sort_keys=True, separators=(",", ":"))
-    text = json.dumps([model, record.text, metadata])
-    digest = blake2b(text.encode(), digest_size=16)
-    if not embedded and record.vector is not None:
-        digest.update(b"\n" + record.vector.astype("<f4").tobytes())
-    return digest.digest()
-
-
-def _batches(items: Iterable[_Item], rows: int) -> Iterator[list[_Item]]:
-    """The items in lists of at most `rows` items, fewer where their texts are long."""
-    part: list[_Item] = []
-    chars = 0
-    for item in items:
-        part.append(item)
-        chars += _chars(item)
-        if len(part) >= rows or chars >= _CHARS:
-            yield part
-            part, chars = [], 0
-    if part:
-        yield part
-
-
-def _sample_size(layout: Layout, dim: int, total: int) -> int:
-    """Records to fit the layout's PCA on; 0 where it has none."""
-    shortened = (layout.shorten, layout.index.shorten if layout.index else None)
-    least = max((each.dim for each in shortened if each and each.method == "pca"), default=0)
-    if not least:
-        return 0
-    return min(total, max(least + least // 4, min(_SAMPLE_ROWS, _SAMPLE_BYTES // (4 * dim))))
+def _afresh(place: store.Store, name: str) -> str:
+    """The advice for a collection that cannot become what is wanted."""
+    return f"to start afresh: vecbridge drop {place.url} {name} --yes, then ingest again"

@@ -1,0 +1,89 @@
+"""How this run cuts texts: as the collection was made, as the caller says, or as the model wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from ..embedders import Embedder, Measured, document_prefix
+from ..errors import InputError
+from ..manifest import Chunking
+from .chunking import Chunker, Counter, chunking, counter, counter_file
+from .records import Document, Record
+
+
+class Cutting:
+    """What cuts texts for one embedder, and says which of them are too long for it.
+
+    `kept`: how the collection's texts were cut, None where there is no collection, or it does not know. What
+    is None of the rest is as there, else as the model wants it. `afresh`: the advice how to start afresh.
+    Raises InputError where the two differ, and what `chunking` raises.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        kept: Chunking | None,
+        tokens: int | None,
+        overlap: int | None,
+        rows: bool | None,
+        tokenizer: str | Path | None,
+        afresh: str,
+    ) -> None:
+        self._measured = embedder if isinstance(embedder, Measured) else None
+        self._counter = _counter(embedder, tokenizer)
+        wanted = chunking(
+            self._counter,
+            tokens=kept.tokens if kept and tokens is None else tokens,
+            overlap=kept.overlap if kept and overlap is None else overlap,
+            max_tokens=self._measured.max_tokens if self._measured else None,
+            prefix=document_prefix(embedder),
+        )
+        self.chunking = replace(wanted, rows=kept.rows if kept and rows is None else bool(rows))
+        if kept is not None and kept != self.chunking:
+            raise InputError(
+                f"expected texts cut as those in the collection are, {_said(kept)}, "
+                f"got {_said(self.chunking)}; leave the options for chunks as they were, or {afresh}"
+            )
+
+    def cut(self, unit: Document | Record) -> Iterator[Record]:
+        """The chunks of a document, or of the text of a row."""
+        if isinstance(unit, Document):
+            return self._chunker.cut(unit)
+        # a vector that the row has belongs to the whole text, and is not used
+        return self._chunker.cut_record(replace(unit, vector=None))
+
+    def too_long(self, text: str) -> str | None:
+        """What speaks against embedding a text as a whole; None where nothing is known to."""
+        most = self._measured.max_tokens if self._measured else None
+        if self._measured is None or most is None or not (self._counter.exact or self._measured.truncates):
+            return None
+        # no vocabulary has less than one byte to a token
+        if len(text.encode()) <= most or (found := self._chunker.count(text)) <= most:
+            return None
+        cut = ", and its server would cut it short in silence" if self._measured.truncates else ""
+        about = "" if self._counter.exact else "about "
+        return (
+            f"expected text of up to {most:,} tokens, which {self._measured.model} takes, "
+            f"got {about}{found:,}{cut}; cut long rows with chunk_rows (--chunk-rows)"
+        )
+
+    @cached_property
+    def _chunker(self) -> Chunker:
+        return Chunker(self.chunking, counter=self._counter)
+
+
+def _counter(embedder: Embedder, tokenizer: str | Path | None) -> Counter:
+    if tokenizer is not None:
+        return counter_file(tokenizer)
+    if isinstance(embedder, Measured):
+        return counter(embedder.tokenizer, model=embedder.model)
+    return counter()
+
+
+def _said(cut: Chunking) -> str:
+    rows = "rows cut too" if cut.rows else "rows left whole"
+    return f"{cut.tokens:,} tokens by {cut.counter} with an overlap of {cut.overlap:,}, {rows}"
