@@ -412,3 +412,14 @@ def test_chunk_ids_and_digests_are_the_same_in_every_run(docs: Path, to: str, tm
         keys = ids(to)
         assert one.open("c").digests(keys) == two.open("c").digests(keys)
         assert all(len(digest) == 24 for digest in one.open("c").digests(keys).values())
+
+
+def test_the_same_model_by_another_providers_name_changes_nothing(docs: Path, to: str) -> None:
+    one, other = Model(), Model()
+    one.model, other.model = "bge-m3", "BAAI/bge-m3"
+    first = night(docs, to, embedder=one)
+    second = night(docs, to, embedder=other, cache=False)
+    assert (second.unchanged, other.requests) == (first.read, 0)
+    other.model = "bge-large-en-v1.5"
+    with pytest.raises(ModelMismatch, match=r"vectors of bge-m3, got vectors of bge-large-en-v1\.5"):
+        night(docs, to, embedder=other)

@@ -88,3 +88,17 @@ def test_every_command_runs(place: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         if " search " in command:
             assert "security.md" in done.stdout, done.stdout
+
+
+def test_the_example_of_ingestion_runs(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "ingestion.md").read_text(), re.DOTALL)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.md").write_text("# A\n\nA short document.\n")
+    assert "1 written to papers at flat:./data" in run(block, tmp_path)
+
+
+def test_the_nightly_jobs_are_those_of_the_providers_page() -> None:
+    jobs = re.findall(r"vecbridge ingest docs/ .*? (--collection papers --embedder \S+ --prune)`", README)
+    assert len(jobs) == 4
+    page = (ROOT / "docs" / "providers.md").read_text()
+    assert all(job in page for job in jobs)

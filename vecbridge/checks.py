@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from . import models
 from .errors import DimensionMismatch, InputError, MetadataError, ModelMismatch, VectorError
 from .filters import Filter, parse
 from .types import FieldKind, Metadata, Metric, Space
@@ -364,8 +365,11 @@ def filterable(fields: Mapping[str, FieldKind] | None) -> dict[str, FieldKind]:
 
 
 def check_model(model: str | None, space: Space) -> None:
-    """Raise ModelMismatch where vectors of one model meet a collection of another."""
-    if model is not None and space.model is not None and model != space.model:
+    """Raise ModelMismatch where vectors of one model meet a collection of another.
+
+    Names that mean one model, as "BAAI/bge-m3" and "bge-m3", are one.
+    """
+    if model is not None and space.model is not None and not models.same(model, space.model):
         raise ModelMismatch(
             f"expected vectors of {space.model}, got vectors of {model}; distances between two models' "
             f"vectors mean nothing, whatever their length; make a collection for the new model"

@@ -104,6 +104,7 @@ def _embed(
         spec = f"{found[1]}:{found[2]}"
     from ..checks import check_model
     from ..embedders import load
+    from ..models import same
 
     default = settings.read().embedder if spec is None else None
     # the default may be any model: only a name in the collection tells whether it is the right one
@@ -117,7 +118,7 @@ def _embed(
         **options.online(chosen, dimensions=dimensions),
     )
     try:
-        if default is not None and embedder.model != made_by:
+        if default is not None and made_by is not None and not same(embedder.model, made_by):
             raise _unknown(collection.name, made_by)
         # before a request is paid for
         check_model(embedder.model, collection.space)

@@ -59,7 +59,7 @@ class Encoder:
         self.threads = 1
         if isinstance(embedder, Service):
             # the service bounds what is in flight: while one thread keeps an answer, another one can ask
-            self.threads = embedder.concurrency + embedder.concurrency // 2
+            self.threads = 2 * embedder.concurrency - 1
 
     @property
     def rows(self) -> int:

@@ -158,7 +158,8 @@ def ingest(
         urls = (to,) if isinstance(to, str) else tuple(to)
         place = stack.enter_context(store.connect(*urls))
         target = _open(place, collection, model, metric, layout, fields)
-        if model is None and target is not None:
+        if target is not None and target.space.model is not None:
+            # the same one, maybe by another provider's name: what is stored stays unchanged
             model = target.space.model
         cutting = None
         if using is not None:
