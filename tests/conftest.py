@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
@@ -17,6 +18,7 @@ from psycopg import conninfo, sql
 from servers import BUNDLED, binaries, quick_place, running, with_database
 
 import vecbridge
+from vecbridge.embedders import providers
 
 # no test is timed: machines that share their cores stall now and then
 hypothesis.settings.register_profile(
@@ -49,6 +51,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         pytest.exit(
             f"VECBRIDGE_TEST_PG_URL is set and its server does not answer: {_plain(error)}", returncode=3
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no process that it starts, touches the user's cache, or finds a key to pay with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        for profile in providers.PROVIDERS.values():
+            templates = (*profile.base_urls, *profile.headers.values(), *profile.query.values())
+            for name in (*profile.key_variables, *chain.from_iterable(map(providers.variables, templates))):
+                patch.delenv(name, raising=False)
+        yield
 
 
 def _plain(error: psycopg.Error) -> str:

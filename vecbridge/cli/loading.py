@@ -233,8 +233,8 @@ def ingest(
         render.summary(summary)
     if summary.rejected:
         output.say(
-            f"Warning: {summary.rejected:,} inputs were rejected; {summary.rejects} lists them, and the next "
-            f"run tries them again"
+            f"Warning: rejected inputs: {summary.rejected:,}; {summary.rejects} lists them, and the next run "
+            f"tries them again"
         )
     for note in summary.notes:
         output.say(f"Note: {note}")

@@ -301,20 +301,20 @@ class Api:
         with self._pace.turn(self._tokens(size)):
             self._count(requests=1)
             response = self._post(content)
-            if isinstance(response, Fault):
-                return response
-            answer = Answer(response.status_code, response.headers, response.text)
-            if answer.status == 200:
-                found = self._good(answer, len(texts), size)
-                if not isinstance(found, Fault):
-                    self._pace.answered(response.headers)
-                    return found
-                fault = found
-            else:
-                fault = read(answer)
-            if fault.status in _BUSY:
-                self._pace.refused(response.headers)
-            return fault
+        # the turn is over: while this answer is read, another request is on its way
+        if isinstance(response, Fault):
+            return response
+        answer = Answer(response.status_code, response.headers, response.text)
+        fault = read(answer) if answer.status != 200 else None
+        if fault is None:
+            found = self._good(answer, len(texts), size)
+            if not isinstance(found, Fault):
+                self._pace.answered(response.headers)
+                return found
+            fault = found
+        if fault.status in _BUSY:
+            self._pace.refused(response.headers)
+        return fault
 
     def _post(self, content: bytes) -> httpx.Response | Fault:
         try:

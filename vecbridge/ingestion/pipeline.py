@@ -343,7 +343,7 @@ def _open(
     except CollectionNotFound:
         return None
     except ModelMismatch as error:
-        raise ModelMismatch(f"{error}; {_afresh(place, name)}") from None
+        raise ModelMismatch(f"{error}, or {_afresh(place, name)}") from None
     if metric is not None and metric != found.space.metric:
         raise InputError(
             f"collection {name} compares by {found.space.metric}, which cannot be changed to {metric}; "
@@ -383,4 +383,4 @@ def _check_repeated(units: Iterable[Record | Document | Reject], marks: set[int]
 
 def _afresh(place: store.Store, name: str) -> str:
     """The advice for a collection that cannot become what is wanted."""
-    return f"to start afresh: vecbridge drop {place.url} {name} --yes, then ingest again"
+    return f"start afresh: vecbridge drop {place.url} {name} --yes, then ingest again"

@@ -98,6 +98,9 @@ class Reject:
     reason: str
     id: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.reason}"
+
     def to_dict(self) -> dict[str, Any]:
         """As a line in the file of rejects."""
         position = None if self.origin.unit is None else f"{self.origin.unit} {self.origin.number}"

@@ -36,16 +36,14 @@ class Rejects:
     def add(self, reject: Reject, *, error: VecbridgeError | None = None) -> None:
         """Count and write down a reject. Where none is borne with, raises an error of the kind of `error`, or
         SourceError."""
-        said = f"{reject.origin}: {reject.reason}"
         if not self._most:
-            raise (SourceError if error is None else type(error))(said) from error
+            raise (SourceError if error is None else type(error))(str(reject)) from error
         self.count += 1
         self.first = self.first or reject
         self._write(reject)
         if self.count > self._most:
             raise TooManyRejects(
-                f"stopped: {self.count:,} inputs were rejected, and up to {self._most:,} are borne with; "
-                f"the first is {self.first.origin}: {self.first.reason}"
+                f"stopped: {self.count:,} rejects, where {self._most:,} are borne with; the first is {self.first}"
                 + ("" if self.path is None else f"; all of them are in {self.path}")
             )
 

@@ -101,10 +101,7 @@ class Survey:
         if not self.records:
             first = self._rejects.first
             assert first is not None, "a source without anything raises by itself"
-            raise SourceError(
-                f"nothing of the source can be used; {self._rejects.count:,} rejects, the first of them "
-                f"{first.origin}: {first.reason}"
-            )
+            raise SourceError(f"nothing of the source can be used; its first reject is {first}")
 
     def repeated(self) -> set[int]:
         """Marks of the ids that occur more than once."""
