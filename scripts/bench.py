@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_edge
+import bench_ingest
 import bench_qdrant
 import numpy as np
 import psycopg
@@ -40,7 +41,7 @@ from vecbridge.types import Index, Layout
 Floats = NDArray[np.float32]
 SEED = 0
 BATCH = 1000
-JOBS = ("start", "flat", "edge", "qdrant", "pgvector", "memory")
+JOBS = ("start", "flat", "edge", "qdrant", "pgvector", "memory", "ingest")
 
 
 @dataclass(frozen=True)
@@ -391,6 +392,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS, help="measure these only")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument(
+        "--glosses",
+        type=Path,
+        default=bench_ingest.GLOSSES,
+        help="ingest these definitions of WordNet (JSON lines) instead of those in the package",
+    )
     options = parser.parse_args()
     console = Console(stderr=True)
     vectors = clustered(options.rows, options.dim)
@@ -426,6 +433,16 @@ def main() -> int:
             if "memory" in options.jobs:
                 with heartbeat(console, "memory"):
                     table += bench_memory(url, folder, options.dim)
+            if "ingest" in options.jobs:
+                with heartbeat(console, "ingesting texts"):
+                    lines = bench_ingest.rows(
+                        folder / "ingest",
+                        url,
+                        paired=paired,
+                        rounds=options.rounds,
+                        glosses=options.glosses,
+                    )
+                    table += [Row(**line) for line in lines]
     about = (
         f"vecbridge {vecbridge.__version__}, Python {platform.python_version()}, numpy {np.__version__}, "
         f"psycopg {psycopg.__version__}, PostgreSQL {server}, {os.cpu_count()} cores, seed {SEED}, "

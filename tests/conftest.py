@@ -59,7 +59,7 @@ def own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         for profile in providers.PROVIDERS.values():
-            templates = (*profile.base_urls, *profile.headers.values(), *profile.query.values())
+            templates = (*profile.base_urls, *profile.headers.values())
             for name in (*profile.key_variables, *chain.from_iterable(map(providers.variables, templates))):
                 patch.delenv(name, raising=False)
         yield

@@ -108,7 +108,7 @@ def counted(server: RealServer) -> Iterator[EmbeddingServer]:
 _NURSERY = """
 import json, os, signal, sys
 import vecbridge.cli.loading, vecbridge.cli.progress, vecbridge.cli.render, vecbridge.evaluate
-import vecbridge.embedders.api, vecbridge.embedders.cache, vecbridge.embedders.providers
+import vecbridge.cache, vecbridge.embedders.api, vecbridge.embedders.providers
 import vecbridge.ingestion.chunking, vecbridge.ingestion.pipeline, vecbridge.backends.flat
 import semantic_text_splitter
 CODE

@@ -607,6 +607,8 @@ def test_ctrl_c_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("vecbridge.planner.plan", pressed)
     assert run("plan", "--dim", "3") == Ran(130, "", "interrupted\n")
+    ran = run("plan", "--dim", "3", "--json")
+    assert (ran.code, ran.json["error"]["message"], ran.err) == (130, "interrupted", "interrupted\n")
 
 
 @pytest.mark.parametrize("words", [["plan", "--dim", "3"], ["plan", "--dim", "3", "--json"], ["--help"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -153,7 +154,7 @@ def test_a_base_url_may_be_made_of_environment_variables(
     make("scaleway", base_url=server.url.replace("/v1", "/{PROJECT_ID}/v1")).embed(["a"])
     assert server.asked[0].path == "/p-1/v1/embeddings"
     monkeypatch.delenv("PROJECT_ID")
-    with pytest.raises(InputError, match=r"the base URL of Scaleway .* needs PROJECT_ID: set it"):
+    with pytest.raises(InputError, match=r"the base URL of scaleway needs PROJECT_ID: set it"):
         make("scaleway", base_url=server.url.replace("/v1", "/{PROJECT_ID}/v1"))
     with pytest.raises(InputError, match=r"Azure OpenAI needs its address: set AZURE_OPENAI_ENDPOINT"):
         make("azure", base_url=None)
@@ -195,6 +196,20 @@ def test_a_key_and_a_password_in_the_url_exclude_each_other(server: EmbeddingSer
         InputError, match=r"either an API key or a name and password in the base URL, got both"
     ):
         make(base_url=server.url.replace("://", "://me:geheim@"))
+
+
+@pytest.mark.parametrize("user", ["me:geheimnis", "geheimnis"])
+def test_what_stands_in_the_base_url_to_log_in_is_in_no_error(
+    server: EmbeddingServer, make: Make, user: str
+) -> None:
+    def repeating(asked: Asked) -> Reply:
+        sent = asked.headers["authorization"]
+        return Reply(401, {"error": {"message": f"no: {sent} is {b64decode(sent.split()[1]).decode()}"}})
+
+    server.answer = repeating
+    with pytest.raises(EmbedderError, match=r"HTTP 401: no: Basic \*\*\* is (me:)?\*\*\*") as caught:
+        make(base_url=server.url.replace("://", f"://{user}@"), api_key=None).embed(["a"])
+    assert "geheimnis" not in f"{caught.value!r} {vars(caught.value)}"
 
 
 def test_a_key_that_no_header_can_hold_is_refused_without_repeating_it() -> None:
@@ -421,6 +436,21 @@ def test_a_pause_of_hours_is_reported_instead_of_waited_for(server: EmbeddingSer
     with pytest.raises(EmbedderError, match=r"HTTP 429: later \(the server asks to wait 86,400 seconds\)"):
         make().embed(["a"])
     assert server.requests == 1
+
+
+def test_whoever_asks_a_question_is_told_soon(server: EmbeddingServer, make: Make) -> None:
+    server.answer = lambda asked: Reply(429, {"error": {"message": "later"}}, {"retry-after": "60"})
+    with pytest.raises(EmbedderError, match=r"HTTP 429: later \(the server asks to wait 60 seconds\)"):
+        make().embed_query("a")
+    assert server.requests == 1
+    # two answers that are too late, and three faults without a request to see whether another text would do
+    server.answer = lambda asked: Reply(504, b"")
+    with pytest.raises(EmbedderError, match=r"HTTP 504.* \(tried 2 times\)"):
+        make().embed_query("a")
+    server.answer = lambda asked: Reply(500, {"error": "broken"})
+    with pytest.raises(EmbedderError, match=r"HTTP 500: broken \(tried 3 times\)"):
+        make().embed_query("a")
+    assert server.requests == 6
 
 
 def test_the_retries_of_a_run_are_bounded(server: EmbeddingServer, make: Make) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -20,25 +21,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vecbridge.embedders import Embedded, Embedder, Measured, Service, Usage, cache
-from vecbridge.embedders.cache import Cache
+from vecbridge import cache
+from vecbridge.cache import Cache
+from vecbridge.embedders import Embedded, Embedder, Measured, Service, Usage
 from vecbridge.embedders.cached import Cached
 from vecbridge.errors import EmbedderError, InputError
 
 if TYPE_CHECKING:
     from vecbridge.types import Floats
 
-HERE = {"address": "https://api.example/v1", "model": "m"}
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "deep" / "er" / "embeddings.sqlite"
+    return tmp_path / "deep" / "er" / "cache.sqlite"
 
 
 def vectors_of(texts: Sequence[str], dim: int = 8) -> Floats:
     rows = [np.random.default_rng(list(text.encode())).standard_normal(dim) for text in texts]
     return np.array(rows, dtype=np.float32).reshape(len(rows), dim)
+
+
+def keys(texts: Sequence[str]) -> list[bytes]:
+    return [blake2b(text.encode(), digest_size=20).digest() for text in texts]
+
+
+def put(store: Cache, texts: Sequence[str], vectors: Floats) -> None:
+    store.put({key: row.tobytes() for key, row in zip(keys(texts), vectors, strict=True)})
+
+
+def get(store: Cache, texts: Sequence[str]) -> dict[int, Floats]:
+    """Vectors that are there, by the position of their text."""
+    known = keys(texts)
+    found = store.get(known)
+    return {
+        place: np.frombuffer(found[key], dtype=np.float32) for place, key in enumerate(known) if key in found
+    }
 
 
 class Model:
@@ -88,43 +105,62 @@ def sound(path: Path) -> bool:
 def test_vectors_come_back_bit_by_bit_after_the_file_was_closed(path: Path) -> None:
     rows = np.array([[-0.0, 1e-45, 3.4e38], [1 / 3, -1e-38, 0.0]], dtype=np.float32)
     first = Cache(path)
-    first.put(["one", "two"], rows, **HERE)
+    put(first, ["one", "two"], rows)
     first.close()
     second = Cache(path)
-    found = second.get(["two", "three", "one", "two"], **HERE)
+    found = get(second, ["two", "three", "one", "two"])
     assert sorted(found) == [0, 2, 3]
     assert found[2].tobytes() == rows[0].tobytes()
     assert found[0].tobytes() == found[3].tobytes() == rows[1].tobytes()
-    assert found[0].dtype == np.float32
     second.close()
     second.close()
-    assert second.get(["one"], **HERE) == {}
+    assert get(second, ["one"]) == {}
     assert second.problem is None
 
 
-def test_a_vector_belongs_to_its_service_model_length_and_text(path: Path) -> None:
+def test_a_value_that_the_disk_changed_is_not_given_back_and_can_be_put_again(path: Path) -> None:
     store = Cache(path)
-    store.put(["text"], vectors_of(["text"]), address="a", model="b")
-    assert len(store.get(["text"], address="a", model="b")) == 1
-    for address, model, text in (
-        ("x", "b", "text"), ("a", "x", "text"), ("a", "b", "tex"), ("a", "b", "text "), ("ab", "", "text"),
-    ):  # fmt: skip
-        assert store.get([text], address=address, model=model) == {}
+    put(store, ["a", "b", "c"], vectors_of(["a", "b", "c"]))
+    store.close()
+    database = sqlite3.connect(path)
+    database.execute("UPDATE contents SET value = zeroblob(32) WHERE id = 1")
+    database.execute("UPDATE contents SET value = x'' WHERE id = 2")
+    database.commit()
+    database.close()
+    store = Cache(path)
+    assert list(get(store, ["a", "b", "c"])) == [2]
+    put(store, ["a", "b"], vectors_of(["a", "b"]))
+    assert get(store, ["a"])[0].tobytes() == vectors_of(["a"]).tobytes()
+    assert sorted(get(store, ["a", "b", "c"])) == [0, 1, 2]
+    assert store.problem is None
     store.close()
 
 
-def test_the_file_holds_no_texts_and_is_its_owners(path: Path) -> None:
+def test_values_that_changed_their_places_are_not_given_back(path: Path) -> None:
+    store = Cache(path)
+    put(store, ["a", "b"], vectors_of(["a", "b"]))
+    store.close()
+    database = sqlite3.connect(path)
+    database.execute("UPDATE entries SET id = 3 - id")
+    database.commit()
+    database.close()
+    store = Cache(path)
+    assert get(store, ["a", "b"]) == {}
+    store.close()
+
+
+def test_the_file_is_its_owners_and_holds_no_texts_that_were_embedded(path: Path) -> None:
     old = os.umask(0)
     try:
-        store = Cache(path)
-        store.put(["confidential words"], vectors_of(["confidential words"]), **HERE)
+        both = Cached(Model(), Cache(path))
+        both.embed(["confidential words"])
         there = list(path.parent.iterdir())
         assert len(there) >= 3  # with its log
         for file in there:
             assert file.stat().st_mode & 0o777 == 0o600
             assert b"confidential" not in file.read_bytes()
         assert path.parent.stat().st_mode & 0o777 == 0o700
-        store.close()
+        both.close()
     finally:
         os.umask(old)
 
@@ -133,11 +169,11 @@ def test_without_a_path_it_lies_where_caches_lie(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     with_xdg = Cache()
-    assert with_xdg.path == tmp_path / "xdg" / "vecbridge" / "embeddings.sqlite"
+    assert with_xdg.path == tmp_path / "xdg" / "vecbridge" / "cache.sqlite"
     with_xdg.close()
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/does/not/count")
     without = Cache()
-    assert without.path == tmp_path / "home" / ".cache" / "vecbridge" / "embeddings.sqlite"
+    assert without.path == tmp_path / "home" / ".cache" / "vecbridge" / "cache.sqlite"
     assert without.problem is None
     without.close()
 
@@ -217,13 +253,26 @@ def test_a_refused_text_is_asked_for_again(path: Path) -> None:
     both.close()
 
 
-def test_another_prefix_makes_other_vectors(path: Path) -> None:
+def test_a_vector_belongs_to_its_service_model_prefix_and_text(path: Path) -> None:
     model = Model()
     both = Cached(model, Cache(path))
     both.request(["text"])
-    model.document_prefix = "search_document: "
+    for address, name, prefix, text in (
+        ("x", "m", "passage: ", "text"),
+        ("here", "x", "passage: ", "text"),
+        ("herem", "", "passage: ", "text"),
+        ("here", "m", "search_document: ", "text"),
+        ("here", "m", "passage: ", "tex"),
+        ("here", "m", "passage: ", "text "),
+    ):
+        model.asked.clear()
+        model.address, model.model, model.document_prefix = address, name, prefix
+        both.request([text])
+        assert model.asked == [[text]]
+    model.asked.clear()
+    model.address, model.model, model.document_prefix = "here", "m", "passage: "
     both.request(["text"])
-    assert len(model.asked) == 2
+    assert model.asked == []
     both.close()
 
 
@@ -246,13 +295,14 @@ def test_a_model_that_changed_its_length_is_asked_for_everything(path: Path) -> 
 
 WRITER = """
 import sys
+from hashlib import blake2b
 import numpy as np
-from vecbridge.embedders.cache import Cache
+from vecbridge.cache import Cache
 store = Cache(sys.argv[1], limit="64MB")
 for number in range(int(sys.argv[3])):
     texts = [f"{sys.argv[2]} {number} {row}" for row in range(16)]
-    rows = np.full((16, 512), number, dtype=np.float32)
-    store.put(texts, rows, address="a", model="m")
+    value = np.full(512, number, dtype=np.float32).tobytes()
+    store.put({blake2b(text.encode(), digest_size=20).digest(): value for text in texts})
     assert store.problem is None, store.problem
     print(number, flush=True)
 """
@@ -267,7 +317,7 @@ def assert_there(path: Path, name: str, last: int) -> None:
     store = Cache(path)
     for number in range(last + 1):
         texts = [f"{name} {number} {row}" for row in range(16)]
-        found = store.get(texts, address="a", model="m")
+        found = get(store, texts)
         assert len(found) == 16, (name, number)
         assert all((row == number).all() for row in found.values())
     assert store.problem is None
@@ -303,8 +353,8 @@ def test_several_processes_and_threads_write_one_file(path: Path) -> None:
     def work(name: str) -> None:
         for number in range(12):
             texts = [f"{name} {number} {row}" for row in range(16)]
-            store.put(texts, np.full((16, 512), number, dtype=np.float32), address="a", model="m")
-            if len(store.get(texts, address="a", model="m")) != 16:
+            put(store, texts, np.full((16, 512), number, dtype=np.float32))
+            if len(get(store, texts)) != 16:
                 failures.append(texts)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in ("p", "q", "r")]
@@ -328,7 +378,7 @@ def test_several_processes_and_threads_write_one_file(path: Path) -> None:
 def fill(store: Cache, numbers: range, dim: int = 1024, rows: int = 32) -> None:
     for number in numbers:
         texts = [f"{number} {row}" for row in range(rows)]
-        store.put(texts, np.full((rows, dim), number, dtype=np.float32), **HERE)
+        put(store, texts, np.full((rows, dim), number, dtype=np.float32))
 
 
 @pytest.mark.parametrize("dim", [64, 384, 1024, 3584])
@@ -347,7 +397,7 @@ def test_the_file_stays_within_its_limit_and_keeps_what_came_last(path: Path, di
     assert biggest <= limit * 1.05
     assert path.stat().st_size >= limit * 0.6
     again = Cache(path, limit=limit)
-    kept = [bool(again.get([f"{number} 0"], **HERE)) for number in range(count)]
+    kept = [bool(get(again, [f"{number} 0"])) for number in range(count)]
     assert kept[-1]
     assert not kept[0]
     assert kept == sorted(kept)  # the oldest left first
@@ -362,9 +412,9 @@ def test_what_is_used_outlives_what_is_not(path: Path, monkeypatch: pytest.Monke
     fill(store, range(10))
     for number in range(10, 80):
         now += 3600
-        assert len(store.get([f"3 {row}" for row in range(32)], **HERE)) == 32
+        assert len(get(store, [f"3 {row}" for row in range(32)])) == 32
         fill(store, range(number, number + 1))
-    assert store.get(["4 0"], **HERE) == {}
+    assert get(store, ["4 0"]) == {}
     store.close()
 
 
@@ -384,15 +434,15 @@ def test_a_put_beyond_the_limit_is_left_out(path: Path) -> None:
     store = Cache(path, limit="1MiB")
     fill(store, range(1))
     fill(store, range(1, 2), dim=65_536)
-    assert store.get(["1 0"], **HERE) == {}
-    assert len(store.get(["0 0"], **HERE)) == 1
+    assert get(store, ["1 0"]) == {}
+    assert len(get(store, ["0 0"])) == 1
     assert store.problem is None
     store.close()
 
 
 @pytest.mark.parametrize(
     ("limit", "said"),
-    [("much", "expected the limit of the embedding cache in bytes or as text"), (1000, "at least 1,048,576")],
+    [("much", "expected the limit of the cache in bytes or as text"), (1000, "at least 1,048,576")],
 )
 def test_a_limit_that_is_none_is_refused(path: Path, limit: int | str, said: str) -> None:
     with pytest.raises(InputError, match=said):
@@ -411,26 +461,24 @@ def test_a_file_that_is_no_cache_is_left_as_it_is(tmp_path: Path) -> None:
     text.write_text("not to be lost")
     for file in (foreign, text):
         before = file.read_bytes()
-        with pytest.raises(
-            InputError, match="is not an embedding cache of vecbridge's and was left as it is"
-        ):
+        with pytest.raises(InputError, match="is not a cache of vecbridge's and was left as it is"):
             Cache(file)
         assert file.read_bytes() == before
-    with pytest.raises(InputError, match="is not an embedding cache"):
+    with pytest.raises(InputError, match="is not a cache"):
         Cache(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["foreign.sqlite", "notes.txt"]
 
 
 def test_a_broken_default_cache_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    place = tmp_path / "vecbridge" / "embeddings.sqlite"
+    place = tmp_path / "vecbridge" / "cache.sqlite"
     place.parent.mkdir()
     place.write_bytes(b"\x00" * 5000)
     store = Cache()
     assert "set aside as" in str(store.problem)
-    assert place.with_name("embeddings.sqlite.damaged").read_bytes() == b"\x00" * 5000
-    store.put(["a"], vectors_of(["a"]), **HERE)
-    assert len(store.get(["a"], **HERE)) == 1
+    assert place.with_name("cache.sqlite.damaged").read_bytes() == b"\x00" * 5000
+    put(store, ["a"], vectors_of(["a"]))
+    assert len(get(store, ["a"])) == 1
     store.close()
 
 
@@ -463,8 +511,8 @@ def test_a_damaged_cache_is_not_moved_under_another_process(path: Path) -> None:
     user = Cache(path)
     damage(path)
     second = Cache(path)
-    second.put(["a"], vectors_of(["a"]), **HERE)
-    assert second.get(["a"], **HERE) == {}
+    put(second, ["a"], vectors_of(["a"]))
+    assert get(second, ["a"]) == {}
     assert "in use" in str(second.problem)
     assert not path.with_name(f"{path.name}.damaged").exists()
     user.close()
@@ -480,22 +528,21 @@ def test_a_cache_of_another_version_is_replaced(path: Path) -> None:
     database.close()
     store = Cache(path)
     assert store.problem is None
-    assert store.get(["0 0"], **HERE) == {}
+    assert get(store, ["0 0"]) == {}
     fill(store, range(1))
-    assert len(store.get(["0 0"], **HERE)) == 1
+    assert len(get(store, ["0 0"])) == 1
     store.close()
 
 
 FULL = """
 import resource, sys
-import numpy as np
-from vecbridge.embedders.cache import Cache
+from vecbridge.cache import Cache
 store = Cache(sys.argv[1])
-store.put(["first"], np.ones((1, 8), dtype=np.float32), address="a", model="m")
+store.put({b"first": bytes(32)})
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-store.put(list("abc"), np.ones((3, 100_000), dtype=np.float32), address="a", model="m")
+store.put({key: bytes(400_000) for key in (b"a", b"b", b"c")})
 print(store.problem)
-print(len(store.get(["a"], address="a", model="m")))
+print(len(store.get([b"a"])))
 store.close()
 """
 
@@ -504,11 +551,11 @@ def test_a_full_disk_ends_the_cache_and_not_the_run(path: Path) -> None:
     command = [sys.executable, "-c", FULL, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     problem, found = done.stdout.splitlines()
-    assert problem.startswith(f"the embedding cache {path} cannot be used (")
+    assert problem.startswith(f"the cache {path} cannot be used (")
     assert problem.endswith("the run goes on without it")
     assert found == "0"
     store = Cache(path)
-    assert len(store.get(["first"], address="a", model="m")) == 1
+    assert store.get([b"first"]) == {b"first": bytes(32)}
     store.close()
     assert sound(path)
 
@@ -517,8 +564,8 @@ def test_where_no_folder_can_be_made_the_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     store = Cache(tmp_path / "file" / "below" / "cache.sqlite")
     assert "the run goes on without it" in str(store.problem)
-    store.put(["a"], vectors_of(["a"]), **HERE)
-    assert store.get(["a"], **HERE) == {}
+    put(store, ["a"], vectors_of(["a"]))
+    assert get(store, ["a"]) == {}
     store.close()
 
 
@@ -527,7 +574,7 @@ def test_a_forked_child_leaves_its_parents_connection_alone(path: Path) -> None:
     fill(store, range(1))
     child = os.fork()
     if child == 0:
-        os._exit(len(store.get(["0 0"], **HERE)))
+        os._exit(len(get(store, ["0 0"])))
     assert os.waitpid(child, 0)[1] == 0
-    assert len(store.get(["0 0"], **HERE)) == 1
+    assert len(get(store, ["0 0"])) == 1
     store.close()

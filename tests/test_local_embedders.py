@@ -365,7 +365,7 @@ def test_an_absent_package_is_answered_with_its_extra(
 
 @pytest.mark.parametrize("kind", ["model2vec", "fastembed", "sentence-transformers"])
 def test_options_of_an_api_are_refused(kind: str) -> None:
-    with pytest.raises(InputError, match=rf"base_url is for embedding APIs; '{kind}' runs without one"):
+    with pytest.raises(InputError, match=rf"base_url \(--base-url\) is not for '{kind}', which runs"):
         load(f"{kind}:name", base_url="http://127.0.0.1/v1")
     with pytest.raises(InputError, match=r"expected an embedder as "):
         load(f"{kind}:")

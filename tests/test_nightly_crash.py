@@ -98,6 +98,15 @@ def stored(to: str) -> dict[str, np.ndarray]:
         return dict(zip(batch.ids, batch.vectors, strict=True))
 
 
+def begun(to: str) -> bool:
+    """Whether anything is stored yet, while somebody writes: `stored` would compare two moments."""
+    with vecbridge.connect(to) as store:
+        try:
+            return store.open("herds").count() > 0
+        except CollectionNotFound:
+            return False
+
+
 def check(to: str, truth: dict[str, np.ndarray]) -> int:
     """How many records are stored, each of which must be one of the undisturbed run."""
     now = stored(to)
@@ -183,7 +192,7 @@ def test_a_run_outlives_a_restart_of_the_embedding_server(
         truth = stored(f"flat:{place / 'truth'}")
         words = (source, to, server.url, str(tmp_path / "cache"))
         pid = runs.start(*words)
-        until(lambda: bool(stored(to)), lambda: psutil.pid_exists(pid))
+        until(lambda: begun(to), lambda: psutil.pid_exists(pid))
         server.kill()
         assert len(stored(to)) < CHUNKS
         time.sleep(0.5)
@@ -220,7 +229,7 @@ class Interrupted:
     def start(self) -> int:
         """Begin a run; returns its process id once it has stored something."""
         pid = self.runs.start(*self._words)
-        until(lambda: bool(stored(self.to)), lambda: psutil.pid_exists(pid))
+        until(lambda: begun(self.to), lambda: psutil.pid_exists(pid))
         return pid
 
     def held(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sources import jsonl
 
 from vecbridge import store
 from vecbridge.errors import (
@@ -52,11 +53,6 @@ class Counting:
 
     def close(self) -> None:
         self.closed = True
-
-
-def jsonl(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def corpus(n: int) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from vecbridge import store
+from vecbridge.collection import Collection
 from vecbridge.embedders import Embedded, Service, Usage
 from vecbridge.errors import (
     DimensionMismatch,
@@ -280,17 +282,31 @@ def test_a_file_of_something_else_is_not_overwritten_by_rejects(docs: Path, to: 
         night(docs, to, rejects=tmp_path / "nowhere" / "r.jsonl")
 
 
+def test_a_device_takes_rejects_and_stays(docs: Path, to: str, tmp_path: Path) -> None:
+    device = tmp_path / "null"
+    device.symlink_to("/dev/null")
+    assert night(docs, to, rejects=device).rejected == 0
+    assert device.is_symlink()
+    (docs / "empty.md").write_text("")
+    assert night(docs, to, rejects=device).rejected == 1
+    assert device.is_char_device()
+
+
 def test_too_many_rejects_stop_a_run_before_anything_is_changed(to: str, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text("no json\n" * 4 + '{"id": "a", "text": "good"}\n')
     listed = tmp_path / "rejects.jsonl"
-    with pytest.raises(TooManyRejects, match=r"stopped: 4 rejects, where 3 are borne with; the"):
+    with pytest.raises(
+        TooManyRejects, match=r"stopped: 4 rejects, where 3 are borne with \(--max-rejects\); the"
+    ):
         night(source, to, max_rejects=3, rejects=listed)
     assert len(listed.read_text().splitlines()) == 4
     with store.connect(to) as place:
         assert place.collections() == []
     assert night(source, to, max_rejects=4).new == 1
-    with pytest.raises(InputError, match=r"expected 0 or more rejects to bear with, got -1"):
+    with pytest.raises(
+        InputError, match=r"expected 0 or more rejects to bear with \(--max-rejects\), got -1"
+    ):
         night(source, to, max_rejects=-1)
 
 
@@ -385,6 +401,36 @@ def test_a_cache_saves_what_a_store_could_not_take(
     assert again.usage == Usage(cached=done.read)
 
 
+def test_no_thread_goes_on_asking_when_a_write_has_failed(
+    docs: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (docs / "long.txt").write_text("\n\n".join(f"{n}. {PARAGRAPH * 3}" for n in range(200)))
+    upsert, writes = Collection.upsert, []
+
+    def second(self: Collection, *given: Any, **more: Any) -> int:
+        writes.append(given)
+        if len(writes) == 2:
+            time.sleep(0.3)  # until the thread has asked for as much as may wait
+            raise OSError("no room")
+        return upsert(self, *given, **more)
+
+    monkeypatch.setattr(Collection, "upsert", second)
+    # while the error is looked at, what it passed through is still there
+    with pytest.raises(OSError, match="no room") as caught:
+        night(docs, to, embedder=Model(), cache=False, batch=4)
+    assert [one.name for one in threading.enumerate() if one.name.startswith("vecbridge-embed")] == []
+    assert caught.value is not None
+
+
+def test_what_came_before_too_much_was_refused_is_stored(docs: Path, to: str) -> None:
+    (docs / "long.txt").write_text("\n\n".join(f"{n}. {PARAGRAPH * 3}" for n in range(9)))
+    (docs / "other.md").write_text("refuse this")
+    (docs / "short.md").write_text("refuse that, too")
+    with pytest.raises(TooManyRejects, match=r"stopped: 2 rejects, where 1 "):
+        night(docs, to, embedder=Model(), cache=False, max_rejects=1)
+    assert len(ids(to)) > 0
+
+
 def test_a_model_in_this_process_is_a_service_if_it_says_so() -> None:
     assert isinstance(Model(), Service)
     assert not isinstance(load("hashing:8"), Service)
@@ -421,3 +467,17 @@ def test_the_same_model_by_another_providers_name_changes_nothing(docs: Path, to
     other.model = "bge-large-en-v1.5"
     with pytest.raises(ModelMismatch, match=r"vectors of bge-m3, got vectors of bge-large-en-v1\.5"):
         night(docs, to, embedder=other)
+
+
+def test_a_source_under_another_name_is_pointed_out(docs: Path, to: str) -> None:
+    first = night(docs, to, source_name="one")
+    assert first.notes == ()
+    done = night(docs, to, source_name="two")
+    assert (done.unchanged, done.removed) == (first.read, 0)
+    assert f"{first.read} of the records are there from a source of another name" in done.notes[0]
+    assert night(docs, to, source_name="one").notes == ()
+
+
+def test_standard_input_has_no_name_to_prune_by(to: str) -> None:
+    with pytest.raises(InputError, match=r"expected source_name \(--source-name NAME\) beside prune"):
+        night("-", to, prune=True)

@@ -27,9 +27,9 @@ M = 1_000_000
 INLINE = Layout(inline=True)
 SCAN = Layout(index=Index("scan", "float16"), oversample=4)
 SIGNS = Layout(index=Index("scan", "bit"), oversample=40)
-FULL = Layout(index=Index("hnsw", "float32", ef_search=100))
-HALF = Layout(index=Index("hnsw", "float16", ef_search=100), oversample=2)
-STORED_HALF = Layout(element="float16", index=Index("hnsw", "float16", ef_search=100))
+FULL = Layout(index=Index("hnsw", "float32", ef_search=200))
+HALF = Layout(index=Index("hnsw", "float16", ef_search=200), oversample=2)
+STORED_HALF = Layout(element="float16", index=Index("hnsw", "float16", ef_search=200))
 BINARY = Layout(index=Index("hnsw", "bit", ef_search=400), oversample=40)
 
 

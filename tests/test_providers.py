@@ -96,7 +96,7 @@ def test_keys_have_variables_of_the_provider_and_go_into_a_header(profile: Provi
         # a key must never go to another company because its variable happens to be set
         assert all(name not in other.key_variables for other in PROVIDERS.values() if other is not profile)
     assert profile.key_header in ("Authorization", "api-key")
-    for header, template in (*profile.headers.items(), *profile.query.items()):
+    for header, template in profile.headers.items():
         assert re.fullmatch(r"[A-Za-z-]+", header)
         assert not set(variables(template)) & set(profile.key_variables)
 
@@ -138,7 +138,7 @@ def test_remedies_go_on_a_sentence(profile: Provider) -> None:
 
 @ALL
 def test_a_remedy_names_only_variables_that_are_read(profile: Provider) -> None:
-    templates = (*profile.base_urls, *profile.headers.values(), *profile.query.values())
+    templates = (*profile.base_urls, *profile.headers.values())
     read = {*profile.key_variables, *(name for template in templates for name in variables(template))}
     for rule in profile.rules:
         named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", rule.remedy or ""))

@@ -677,7 +677,8 @@ if not child:
     except StoreError as error:
         print(error, flush=True)
     engine.close()
-    sys.exit(0)
+    # as children of multiprocessing end: gRPC's handlers at exit look for threads that the parent has
+    os._exit(0)
 _, status = os.waitpid(child, 0)
 print("child", status, "parent", engine.collections())
 engine.close()

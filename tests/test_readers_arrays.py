@@ -194,7 +194,7 @@ def test_a_second_vector_beside_a_matrix_is_rejected(tmp_path: Path) -> None:
         (
             {"a": np.ones((1, 2)), "ids": np.array(["x"])},
             {"numbers": ["n"]},
-            r"numbers= is for CSV",
+            r"numbers \(--number\) is for CSV",
         ),
     ],
 )

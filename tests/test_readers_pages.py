@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sources import documents, kept, refused, written
+from sources import documents, kept, pdf, refused, written
 
 from vecbridge.errors import MissingExtra
 from vecbridge.ingestion import pages
@@ -198,33 +198,6 @@ def docx(path: Path, body: str = WORDS, links: str = "") -> Path:
             f'xmlns:pic="{OOXML}/drawingml/2006/picture"><w:body>{body}</w:body></w:document>',
         )
     return path
-
-
-def pdf(*texts: str, trailer: str = "") -> bytes:
-    """A PDF with one page for each text, at most a line long."""
-    kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(texts)))
-    objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
-        f"<< /Type /Pages /Kids [{kids}] /Count {len(texts)} >>",
-        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    for n, text in enumerate(texts):
-        drawn = f"BT /F1 24 Tf 72 720 Td ({text}) Tj ET"
-        objects += [
-            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * n} 0 R "
-            f"/Resources << /Font << /F1 3 0 R >> >> >>",
-            f"<< /Length {len(drawn)} >>\nstream\n{drawn}\nendstream",
-        ]
-    written, offsets = "%PDF-1.4\n", []
-    for number, body in enumerate(objects, 1):
-        offsets.append(len(written))
-        written += f"{number} 0 obj\n{body}\nendobj\n"
-    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
-    size = len(objects) + 1
-    written += (
-        f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer\n<< /Size {size} /Root 1 0 R {trailer} >>\n"
-    )
-    return f"{written}startxref\n{written.index('xref')}\n%%EOF\n".encode()
 
 
 ENCRYPTED = (

@@ -209,7 +209,7 @@ def test_a_pipe_is_refused_instead_of_waiting_for_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.md", ""])
 def test_numbers_are_refused_where_the_source_has_types(tmp_path: Path, name: str) -> None:
     written(tmp_path / (name or "a.md"), '{"text": "a", "n": 1}\n')
-    with pytest.raises(SourceError, match=r"numbers= is for CSV"):
+    with pytest.raises(SourceError, match=r"numbers \(--number\) is for CSV"):
         read(tmp_path / name, numbers=["n"])
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import Ran, Run
+from embedding_server import EmbeddingServer, good
 
 import vecbridge
 from vecbridge import Index, Layout, cli
-from vecbridge.cli import settings
+from vecbridge.cli import options, settings
 from vecbridge.errors import InputError
 
 DOCS = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
@@ -197,6 +198,54 @@ def test_searches_use_the_embedder_of_the_file_only_for_its_own_model(
     assert ingest(run, "-c", "local")["model"] == "hashing-8"
 
 
+def test_a_key_for_one_provider_never_goes_to_the_api_of_another(run: Run) -> None:
+    theirs = "http://127.0.0.1:1/v1"
+    toml(f'embedder = "tei:m"\nbase_url = "{theirs}"')
+    assert options.api(None, "tei:m") == theirs
+    # its own address then, or that in OPENAI_BASE_URL
+    assert options.api(None, "openai:m") is None
+    for embedder in ("openai:other", "hashing:8"):
+        toml(f'embedder = "{embedder}"\nbase_url = "{theirs}"')
+        assert options.api(None, "openai:m") == theirs
+
+
+def test_a_search_asks_as_the_ingest_before_it_did(run: Run) -> None:
+    with EmbeddingServer(lambda asked: good(asked, dim=asked.body.get("dimensions", 8))) as server:
+        toml(
+            f'embedder = "tei:m"\nbase_url = "{server.url}"\n[embedding]\ndimensions = 4\n'
+            'document_prefix = "d: "\nquery_prefix = "q: "\ncache = false'
+        )
+        assert ingest(run, "-c", "one")["dim"] == 4
+        assert run("search", "one", "text").code == 0
+        assert run("search", "one", "text", "--query-prefix", "").code == 0
+        assert [text[:3] for text in server.texts] == ["d: "] * 3 + ["q: ", "tex"]
+        # what is said of one embedder is not for another
+        assert ingest(run, "-c", "two", "--embedder", "tei:n", "--base-url", server.url)["dim"] == 8
+        assert server.texts[-1].startswith("text number")
+        # typed there and not here
+        other = ("one", "text", "--embedder", "tei:m", "--base-url", server.url)
+        toml("")
+        ran = run("search", *other)
+        assert ran.code == 2
+        assert "were ingested with --dimensions 4, say so here, too" in ran.err
+        assert run("search", *other, "--dimensions", "4").code == 0
+
+
+@pytest.mark.parametrize(
+    "typed", [("--dimensions", "4"), ("--concurrency", "2"), ("--chunk-tokens", "99"), ("--chunk-rows",)]
+)
+def test_options_of_embedders_are_not_left_out_in_silence(run: Run, typed: tuple[str, ...]) -> None:
+    ran = run("ingest", "s.jsonl", "-c", "one", *typed, "--json")
+    assert ran.code == 2
+    assert f"expected --embedder SPEC beside {typed[0]}, got none" in ran.json["error"]["message"]
+
+
+def test_standard_input_is_pruned_by_a_name_only(run: Run) -> None:
+    ran = run("ingest", "-", "-c", "one", "--prune")
+    assert ran.code == 2
+    assert "expected source_name (--source-name NAME) beside prune and standard input" in ran.err
+
+
 def test_an_embedder_of_another_model_is_refused_before_it_is_asked(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +319,18 @@ def test_a_recall_below_what_is_wanted_is_said_and_ends_with_4(run: Run) -> None
         ("embedder = 5", "expected embedder as text; got a number"),
         ('embedder = ""', "expected embedder as text; got empty text"),
         ("base_url = true", "expected base_url as text; got true or false"),
+        (
+            "[embedding]\ndimensions = 0",
+            r"embedding\.dimensions as a whole number of 1 or more; got a number",
+        ),
+        (
+            "[embedding]\nconcurrency = true",
+            r"embedding\.concurrency as a whole number of 1 or more; got true",
+        ),
+        ("[embedding]\nrequests_per_minute = inf", r"requests_per_minute as a number above 0; got a number"),
+        ("[embedding]\ncache = 5", r"expected embedding\.cache as a file's name, or false; got a number"),
+        ("[embedding]\nquery_prefix = []", r"embedding\.query_prefix as text; got an empty list"),
+        ("dimensions = 5", r"unknown key 'dimensions'; dimensions belongs into \[embedding\]"),
         ("budget = 5", r"expected budget as a table, as \[budget\] with .*; got a number"),
         (
             "[budget]\nmemory = 1.5",

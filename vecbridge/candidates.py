@@ -25,6 +25,9 @@ _DOOR = (1024, 512, 256, 128, 64)
 # below this many signs too many vectors share a code: 128 and 960 dimensions of image features found 0 to
 # 16 % of the neighbours even re-ranked (J. Katz, April 2024), text embeddings of 1,536 found 99 %
 _SIGNS = 512
+# candidates while walking a graph over whole vectors: with 100, questions in a text's own words found 0.988
+# to 0.994 of what exact search finds (MRR@10, 6,000 x 3,584, three graphs), with 200 0.997
+_WIDTH = 200
 # the share of a float32 index's bytes below which half precision is the better default
 _HALF = 0.6
 
@@ -68,11 +71,11 @@ def _whole_vectors(dim: int, rows: int, limits: Limits, door: Shorten | None) ->
         if not limits.indexed:
             continue
         if element == "float16":
-            yield Layout(element=element, shorten=door, index=_hnsw("float16", 100))
+            yield Layout(element=element, shorten=door, index=_hnsw("float16", _WIDTH))
             yield Layout(element=element, shorten=door, index=_ivfflat("float16", rows))
             continue
-        half = Layout(shorten=door, index=_hnsw("float16", 100), oversample=2)
-        full = Layout(shorten=door, index=_hnsw("float32", 100))
+        half = Layout(shorten=door, index=_hnsw("float16", _WIDTH), oversample=2)
+        full = Layout(shorten=door, index=_hnsw("float32", _WIDTH))
         half_lists = Layout(shorten=door, index=_ivfflat("float16", rows), oversample=2)
         full_lists = Layout(shorten=door, index=_ivfflat("float32", rows))
         fits = limits.indexed.get("hnsw float32")

@@ -97,6 +97,8 @@ def run(words: Sequence[str]) -> int:
         return output.BROKEN_PIPE
     if code == INTERRUPTED:
         output.say("interrupted")
+        if "--json" in options:
+            output.write_json({"error": {"type": "KeyboardInterrupt", "message": "interrupted"}})
     return code if isinstance(code, int) else OK
 
 

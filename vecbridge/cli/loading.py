@@ -142,9 +142,14 @@ def ingest(
     ] = 100,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep vectors of an API here; in your cache folder, if not given."),
+        typer.Option(
+            metavar="FILE",
+            help="Keep here what an API answered and documents became; in your cache folder, if not given.",
+        ),
     ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no vectors.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep nothing, and use nothing that was kept.")
+    ] = False,
     cache_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="The most that is kept, 1GB; the oldest go first.")
     ] = None,
@@ -160,8 +165,25 @@ def ingest(
         embedder = settings.read().embedder
     if embedder == "none":
         embedder = None
-    if base_url is not None and embedder is None:
-        raise InputError("expected --embedder PROVIDER:MODEL beside --base-url")
+    if embedder is None:
+        needing = {
+            "--base-url": base_url,
+            "--dimensions": dimensions,
+            "--document-prefix": document_prefix,
+            "--concurrency": concurrency,
+            "--requests-per-minute": requests_per_minute,
+            "--tokens-per-minute": tokens_per_minute,
+            "--chunk-tokens": chunk_tokens,
+            "--overlap": overlap,
+            "--chunk-rows": chunk_rows or None,
+            "--tokenizer": tokenizer,
+        }
+        for option, value in needing.items():
+            if value is not None:
+                raise InputError(
+                    f"expected --embedder SPEC beside {option}, got none: the vectors in SOURCE would be "
+                    f"stored as they are"
+                )
     if cache is not None and no_cache:
         raise InputError("expected --cache FILE or --no-cache, got both")
     if recall is not None and not evaluate:

@@ -110,14 +110,18 @@ def place(words: list[str], *names: str) -> tuple[tuple[str, ...], list[str]]:
 
 
 def api(base_url: str | None, spec: str) -> str | None:
-    """The API to embed with: what was typed, or what the file says of openai:MODEL or of its own embedder."""
+    """The API to embed with: what was typed, or what the file says of its own embedder or of openai:MODEL.
+
+    Where the file's embedder is at another provider, so is its API: the key for openai:MODEL is not for that.
+    """
     from ..embedders.providers import PROVIDERS
 
     provider = spec.partition(":")[0]
     if base_url is not None or provider not in PROVIDERS:
         return base_url
     said = settings.read()
-    if provider == "openai":
+    own = (said.embedder or "").partition(":")[0]
+    if provider == "openai" and (own == "openai" or own not in PROVIDERS):
         return None if os.environ.get("OPENAI_BASE_URL") else said.base_url
     return said.base_url if spec == said.embedder else None
 

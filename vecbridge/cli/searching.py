@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InputError
+from ..errors import DimensionMismatch, InputError
 from . import options, output, settings
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _embed(
     if spec is None and (found := _OWN.fullmatch(made_by or "")):
         spec = f"{found[1]}:{found[2]}"
     from ..checks import check_model
-    from ..embedders import load
+    from ..embedders import Service, load
     from ..models import same
 
     default = settings.read().embedder if spec is None else None
@@ -122,7 +122,13 @@ def _embed(
             raise _unknown(collection.name, made_by)
         # before a request is paid for
         check_model(embedder.model, collection.space)
-        return embedder.embed_query(text), embedder.model
+        query, wanted = embedder.embed_query(text), collection.space.dim
+        if len(query) > wanted and dimensions is None and isinstance(embedder, Service):
+            raise DimensionMismatch(
+                f"expected a query of {wanted:,} dimensions, got {len(query):,} from {embedder.model}; if "
+                f"the records of {collection.name} were ingested with --dimensions {wanted}, say so here, too"
+            )
+        return query, embedder.model
     finally:
         embedder.close()
 

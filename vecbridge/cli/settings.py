@@ -6,6 +6,7 @@ What is typed wins over the environment, the environment over the file. Only the
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -116,7 +117,7 @@ def _whole(value: Any) -> str | None:
 
 
 def _rate(value: Any) -> str | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
     return None if number else "a number above 0"
 
 

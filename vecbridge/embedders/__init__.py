@@ -208,7 +208,9 @@ def load(
         # these put prefixes before texts, too
         del online["document_prefix"], online["query_prefix"]
     if given := [name for name, value in online.items() if value is not None]:
-        raise InputError(f"{given[0]} is for embedding APIs; {kind[:40]!a} runs without one")
+        name = given[0]
+        option = "" if name == "api_key" else f" (--{name.replace('_', '-')})"
+        raise InputError(f"{name}{option} is not for {kind!a}, which runs without an API: leave it out")
     if kind == "hashing" and argument.isascii() and argument.isdigit():
         from .hashing import Hashing
 

@@ -39,8 +39,10 @@ ITEMS = 128
 _CHARS = 250_000
 # an answer that cannot be used is asked for again this often
 _BROKEN = 2
-# the most attempts for a question, and how many times more often "too fast" is borne with than a fault
+# the most attempts for a question, and the longest pause in seconds that a server may ask for before one
 _QUERY = 3
+_QUERY_WAIT = 10.0
+# how many times more often "too fast" is borne with than a fault
 _PATIENCE = 2
 # so many texts refused in a row without a reason, and the service itself is doubted
 _DOUBTS = 8
@@ -100,19 +102,23 @@ class Api:
         self._asked = dimensions
         self._field = _dimensions(dimensions, known, model=model, provider=provider)
         url, userinfo = endpoint.address(base_url, provider)
-        self._url = url.copy_merge_params(endpoint.filled(provider.query, "query parameter", provider))
+        self._url = url
         self._place = str(url.copy_with(query=None, fragment=None))
         self.address = self._place if dimensions is None else f"{self._place} dimensions={dimensions}"
         key = endpoint.key(api_key, provider, url=url, userinfo=userinfo)
-        self._secrets = forms_of(key) | forms_of(userinfo.partition(b":")[2].decode() if userinfo else None)
+        self._secrets = forms_of(key)
         headers = {"Accept": "application/json", "User-Agent": f"vecbridge/{__version__}"}
-        headers |= endpoint.filled(provider.headers, "header", provider)
+        headers |= endpoint.headers(provider)
         if key is not None:
             bearer = provider.key_header.lower() == "authorization"
             headers[provider.key_header] = f"Bearer {key}" if bearer else key
         if userinfo:
             # httpx would write a password that stands in the URL into its log
-            headers["Authorization"] = f"Basic {b64encode(userinfo).decode()}"
+            basic = b64encode(userinfo).decode()
+            headers["Authorization"] = f"Basic {basic}"
+            name, _, password = userinfo.decode().partition(":")
+            # without a password, the name is a token
+            self._secrets |= forms_of(password or name) | forms_of(basic)
         self._timeout = timeout
         self._attempts = attempts
         self._pace = pace or Pace(concurrency=provider.concurrency)
@@ -160,7 +166,10 @@ class Api:
         return self._all([self.document_prefix + text for text in check_texts(texts)])
 
     def embed_query(self, text: str) -> Floats:
-        """The vector of a question, float32 (dim,)."""
+        """The vector of a question, float32 (dim,).
+
+        Tried again less often than documents, and not where the server asks to wait for more than 10 s.
+        """
         texts = [self._query_prefix + checked for checked in check_texts([text])]
         # somebody waits for the answer
         row: Floats = self._all(texts, attempts=min(_QUERY, self._attempts))[0]
@@ -251,6 +260,10 @@ class Api:
             slow += answer.slow or answer.status in _SLOW
             if slow >= 2 and len(texts) > 1:
                 return error
+            asked = answer.wait or 0.0
+            if attempts is not None and (slow >= 2 or asked > _QUERY_WAIT):
+                note = _wait(asked) if asked > _QUERY_WAIT else None
+                raise self._error(answer, verdict, attempt, note=note)
             broken = broken + 1 if kind == "broken" else 0
             # a limit by the minute takes some waiting, and says nothing against the request
             busy += answer.status in _BUSY
@@ -258,11 +271,12 @@ class Api:
             if attempt - busy >= most or busy >= most * _PATIENCE or broken > _BROKEN:
                 # a text on which a server always stumbles must not stop the run for good; but neither must
                 # an outage reject texts, so another one has to pass right now
-                if answer.status not in _BUSY and not doubting and self._works(answer):
+                if attempts is None and answer.status not in _BUSY and not doubting and self._works(answer):
                     return error
                 raise error
             if not self._pace.again(attempt, answer.wait):
-                raise self._error(answer, verdict, attempt, last=True)
+                note = _wait(asked) if asked > LONGEST_WAIT else "the retries of this run are spent"
+                raise self._error(answer, verdict, attempt, note=note)
             self._count(retries=1)
         raise AssertionError("the last attempt returns or raises")
 
@@ -304,7 +318,9 @@ class Api:
         # the turn is over: while this answer is read, another request is on its way
         if isinstance(response, Fault):
             return response
-        answer = Answer(response.status_code, response.headers, response.text)
+        # response.text would decode it piece by piece
+        text = response.content.decode(errors="replace")
+        answer = Answer(response.status_code, response.headers, text)
         fault = read(answer) if answer.status != 200 else None
         if fault is None:
             found = self._good(answer, len(texts), size)
@@ -406,13 +422,11 @@ class Api:
         )
 
     def _error(
-        self, fault: Fault, verdict: Verdict, attempt: int = 1, *, last: bool = False
+        self, fault: Fault, verdict: Verdict, attempt: int = 1, *, note: str | None = None
     ) -> EmbedderError:
         notes = [f"tried {attempt} times"] if attempt > 1 else []
-        if last and fault.wait is not None and fault.wait > LONGEST_WAIT:
-            notes.append(f"the server asks to wait {fault.wait:,.0f} seconds")
-        elif last:
-            notes.append("the retries of this run are spent")
+        if note is not None:
+            notes.append(note)
         return told(
             fault,
             verdict,
@@ -469,6 +483,10 @@ def _rows(data: list[Any], n: int) -> list[Floats | None]:
             raise ValueError(f"expected embeddings of {length} dimensions, got one of {len(row)}")
         rows[place] = row
     return rows
+
+
+def _wait(seconds: float) -> str:
+    return f"the server asks to wait {seconds:,.0f} seconds"
 
 
 def _same(one: Fault, other: Fault) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cache import Cache
 from ..errors import EmbedderError
 from . import Embedded, Service, Usage, document_prefix
-from .cache import Cache
 from .texts import check_texts, parts
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ class Cached:
     def request(self, texts: Sequence[str]) -> Embedded:
         """Vectors of documents; where the cache holds all of them, no request goes out."""
         checked = check_texts(texts)
-        rows = self.cache.get(self._sent(checked), address=self.address, model=self.model)
+        rows = self._known(checked)
         found = sorted(rows)
         fresh, refused = self._ask(checked, [place for place in range(len(checked)) if place not in rows])
         known = {self.service.dim} if self.service.dim else set()
@@ -131,17 +133,30 @@ class Cached:
         answer = self.service.request([texts[place] for place in places])
         refused = {places[place]: error for place, error in answer.refused.items()}
         came = [place for place in places if place not in refused]
-        self.cache.put(
-            self._sent([texts[place] for place in came]),
-            answer.vectors,
-            address=self.address,
-            model=self.model,
-        )
+        keys = self._keys([texts[place] for place in came])
+        matrix = np.ascontiguousarray(answer.vectors, dtype="<f4")
+        self.cache.put({key: row.tobytes() for key, row in zip(keys, matrix, strict=True)})
         return dict(zip(came, answer.vectors, strict=True)), refused
 
-    def _sent(self, texts: list[str]) -> list[str]:
-        prefix = self.document_prefix
-        return [prefix + text for text in texts]
+    def _known(self, texts: list[str]) -> dict[int, Floats]:
+        """Vectors that the cache holds, by position."""
+        keys = self._keys(texts)
+        kept = self.cache.get(keys)
+        return {
+            place: np.frombuffer(kept[key], dtype="<f4").astype(np.float32, copy=False)
+            for place, key in enumerate(keys)
+            if key in kept
+        }
+
+    def _keys(self, texts: list[str]) -> list[bytes]:
+        """What the cache knows vectors by: service, model, and text as it is sent, prefix included."""
+        context = blake2b(json.dumps(["vector", self.address, self.model]).encode() + b"\n", digest_size=20)
+        prefix, keys = self.document_prefix, []
+        for text in texts:
+            key = context.copy()
+            key.update((prefix + text).encode())
+            keys.append(key.digest())
+        return keys
 
     def usage(self) -> Usage:
         """What was asked for so far; `cached` counts what no request was needed for."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Mapping
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -23,7 +22,7 @@ def address(base_url: str | None, provider: Provider) -> tuple[httpx.URL, bytes]
         filled = providers.filled(base_url, os.environ)
         if filled is None:
             missing = [name for name in providers.variables(base_url) if not os.environ.get(name, "").strip()]
-            raise InputError(f"the base URL of {provider.title} needs {' and '.join(missing)}: set it")
+            raise InputError(f"the base URL of {provider.name} needs {' and '.join(missing)}: set it")
         base = filled
     try:
         url = httpx.URL(base)
@@ -47,15 +46,15 @@ def certificates(url: httpx.URL) -> ssl.SSLContext | bool:
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else True
 
 
-def filled(templates: Mapping[str, str], what: str, provider: Provider) -> dict[str, str]:
-    """Headers or query parameters with the values of their environment variables, where those are set."""
+def headers(provider: Provider) -> dict[str, str]:
+    """The provider's headers with the values of their environment variables, where those are set."""
     found = {}
-    for name, template in templates.items():
+    for name, template in provider.headers.items():
         value = providers.filled(template, os.environ)
         if value is None:
             continue
         if not value.isascii() or not value.isprintable():
-            raise InputError(f"expected printable ASCII in the {what} {name} of {provider.title}, got others")
+            raise InputError(f"expected printable ASCII in the header {name} of {provider.title}, got others")
         found[name] = value
     return found
 
@@ -76,7 +75,7 @@ def key(given: str | None, provider: Provider, *, url: httpx.URL, userinfo: byte
         own = urlsplit(providers.filled(provider.base_urls[-1], os.environ) or "").hostname
         if provider.needs_key and own == url.host:
             names = " or ".join(provider.key_variables)
-            raise InputError(f"{provider.title} needs a key: set {names}, or pass api_key=")
+            raise InputError(f"{provider.name} needs a key: set {names}, or in Python the argument api_key")
         return None
     if not key.isascii() or not key.isprintable() or " " in key:
         raise InputError("expected an API key of printable ASCII characters without spaces, got others in it")

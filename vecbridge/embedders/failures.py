@@ -60,8 +60,8 @@ class Verdict:
 _SHORTER = "cut the text into shorter chunks: the model takes only so many tokens in one"
 _FEWER = "send fewer or shorter texts in one request"
 _RATE = (
-    "send fewer requests at once (concurrency) or per minute (requests_per_minute, tokens_per_minute), "
-    "or ask the provider for a higher limit"
+    "send fewer requests at once (--concurrency) or per minute (--requests-per-minute, "
+    "--tokens-per-minute), or ask the provider for a higher limit"
 )
 _QUOTA = "the account's quota is used up: check plan, credit and spending limit at the provider"
 _MODEL = "check the model's name: the provider lists its models at {models}"

@@ -90,13 +90,14 @@ class Pace:
         clock: Clock | None = None,
     ) -> None:
         if concurrency < 1:
-            raise InputError(f"expected 1 or more requests in flight, got concurrency {concurrency}")
+            raise InputError(f"expected 1 or more requests in flight (--concurrency), got {concurrency}")
         self._clock = clock or Clock()
         self._lock = threading.Lock()
         self._queue: deque[Waiting] = deque()  # those who wait for their turn, the first one next
         self._pausing: set[Waiting] = set()
         self._closed = False
-        self._mine = threading.local()  # when this thread's last request went out
+        # of this thread's last request: when it went out, and what of it is in flight
+        self._mine = threading.local()
         self._flying = self._flying_tokens = 0
         self.most = concurrency
         self._room = float(concurrency if fixed else min(_FIRST, concurrency))
@@ -135,7 +136,8 @@ class Pace:
                 flying = True
                 self._flying += 1
                 self._flying_tokens += tokens
-                self._mine.sent, self._mine.tokens = self._clock.now(), tokens
+                self._mine.sent = self._clock.now()
+                self._mine.flying, self._mine.tokens = 1, tokens
                 self._learned.sent(self._mine.sent)
                 for bound, cost in zip(self._by_hand, (1, tokens), strict=True):
                     bound.take(self._mine.sent, cost)
@@ -148,7 +150,7 @@ class Pace:
                 with self._lock:
                     self._flying -= 1
                     self._flying_tokens -= tokens
-                    self._mine.tokens = 0
+                    self._mine.flying = self._mine.tokens = 0
                     self._wake_first()
 
     def answered(self, headers: Mapping[str, str]) -> None:
@@ -261,8 +263,9 @@ class Pace:
 
     def _read(self, headers: Mapping[str, str], now: float) -> None:
         # what is under way besides this request may not be counted yet
+        requests = self._flying - getattr(self._mine, "flying", 0)
         tokens = self._flying_tokens - getattr(self._mine, "tokens", 0)
-        for share, flying in zip(self._told, (self._flying - 1, tokens), strict=True):
+        for share, flying in zip(self._told, (requests, tokens), strict=True):
             share.read(headers, now, flying)
 
 
@@ -274,7 +277,7 @@ class _Minute:
 
     def __init__(self, name: str, most: float | None) -> None:
         if most is not None and not (math.isfinite(most) and most > 0):
-            raise InputError(f"expected {name} above 0, got {most}")
+            raise InputError(f"expected {name} (--{name.replace('_', '-')}) above 0, got {most}")
         self._most = most
         self._burst = max((most or 0.0) / _WINDOW, 1.0)
         self._level = self._burst
@@ -328,7 +331,7 @@ class _Share:
         if limit is None or left is None or reset is None or limit <= 0:
             return
         self._until = now + reset + _MARGIN
-        left = max(left - max(flying, 0), 0.0)
+        left = max(left - flying, 0.0)
         spacing = 0.0 if left >= limit / 2 else reset / left if left else math.inf
         if not self._spacing or not spacing:
             self._next = now

@@ -38,8 +38,8 @@ class Provider:
     first whose variables are all set counts: `address` finds it. `key_variables`: those that may hold the
     key, the first that is set counts. `needs_key`: whether nothing works without one. `key_header`: the
     header it goes into; with "Authorization" as a bearer token. `headers`: further headers, with `{NAME}` as
-    in the base URLs; one whose variable is not set is left out: `filled` gives None. `query`: as `headers`,
-    for the query string. `items`, `tokens`: the most texts and tokens of one request (None: not documented).
+    in the base URLs; one whose variable is not set is left out: `filled` gives None. `items`, `tokens`: the
+    most texts and tokens of one request (None: not documented).
     `dimensions`: the field that asks for shorter vectors, None where there is none. `encoding`: what is sent
     as encoding_format, None where it must not be sent. `rules`: what its refusals mean, looked at before the
     general ones; the first that applies counts. `concurrency`: requests in flight where nothing else is
@@ -54,7 +54,6 @@ class Provider:
     source: str
     key_header: str = "Authorization"
     headers: Mapping[str, str] = field(default_factory=dict, hash=False)
-    query: Mapping[str, str] = field(default_factory=dict, hash=False)
     items: int | None = None
     tokens: int | None = None
     dimensions: str | None = "dimensions"
@@ -68,7 +67,7 @@ _NAME = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
 
 
 def variables(template: str) -> tuple[str, ...]:
-    """The environment variables that a base URL, a header or a query value is made of."""
+    """The environment variables that a base URL or a header is made of."""
     return tuple(_NAME.findall(template))
 
 

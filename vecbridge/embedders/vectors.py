@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,7 @@ def from_list(values: object) -> Floats:
 def from_base64(text: str) -> Floats:
     """A vector, float32 (n,), from base64 of little-endian float32. Raises ValueError."""
     try:
-        raw = base64.b64decode(text, validate=True)
+        raw = binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError):
         raise ValueError("text that is not base64") from None
     if not raw or len(raw) % 4:

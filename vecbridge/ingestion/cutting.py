@@ -11,6 +11,7 @@ from ..embedders import Embedder, Measured, document_prefix
 from ..errors import InputError
 from ..manifest import Chunking
 from .chunking import Chunker, Counter, chunking, counter, counter_file
+from .memo import Memo
 from .records import Document, Record
 
 
@@ -19,7 +20,8 @@ class Cutting:
 
     `kept`: how the collection's texts were cut, None where there is no collection, or it does not know. What
     is None of the rest is as there, else as the model wants it. `afresh`: the advice how to start afresh.
-    Raises InputError where the two differ, and what `chunking` raises.
+    `memo`: remembers where texts were cut. Raises InputError where the two differ, and what `chunking`
+    raises.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class Cutting:
         rows: bool | None,
         tokenizer: str | Path | None,
         afresh: str,
+        memo: Memo | None,
     ) -> None:
+        self._memo = memo
         self._measured = embedder if isinstance(embedder, Measured) else None
         self._counter = _counter(embedder, tokenizer)
         wanted = chunking(
@@ -73,7 +77,7 @@ class Cutting:
 
     @cached_property
     def _chunker(self) -> Chunker:
-        return Chunker(self.chunking, counter=self._counter)
+        return Chunker(self.chunking, counter=self._counter, memo=self._memo)
 
 
 def _counter(embedder: Embedder, tokenizer: str | Path | None) -> Counter:

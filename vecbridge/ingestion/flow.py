@@ -138,15 +138,24 @@ class Flow:
         ]
 
     def __enter__(self) -> Iterator[Part]:
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            # nothing leaves a block that was not entered: those that did start would go on
+            self.__exit__()
+            raise EmbedderError(
+                f"{len(self._threads)} threads to embed with cannot be started ({error}); ask for fewer "
+                f"requests at once (--concurrency)"
+            ) from error
         return self._come()
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._left.set()
         for thread in self._threads:
-            thread.join(_SECONDS / len(self._threads))
+            if thread.ident is not None:
+                thread.join(_SECONDS / len(self._threads))
 
     def _come(self) -> Iterator[Part]:
         running = len(self._threads)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import EmbedderError, SourceError, VectorError
+from ..errors import EmbedderError, SourceError, TooManyRejects, VectorError
 from ..types import Layout
 from .flow import Encoder, Flow, Part
 from .records import Reject
@@ -87,36 +88,44 @@ class Load:
         chars, done = 0, sum(map(len, found))
         wanted = spread - self._dealt
         rest = (item for item in self._work if item.position in wanted)
-        for part in self._parts(rest):
-            found.append(part.vectors)
-            done += len(part.items)
-            self._report("sample", done, size)
-            if chars < _SAMPLE_CHARS:
-                self._keep(part)
-                chars += part.chars
+        with closing(self._parts(rest)) as parts:
+            for part in parts:
+                found.append(part.vectors)
+                done += len(part.items)
+                self._report("sample", done, size)
+                if chars < _SAMPLE_CHARS:
+                    self._keep(part)
+                    chars += part.chars
         return np.concatenate(found)
 
     def run(self, target: Collection) -> None:
-        """Embed and write what is left. Whatever has come before the model fails is written."""
+        """Embed and write what is left. Whatever has come before the model fails, or too much is refused, is
+        written."""
         rest = (item for item in self._work if item.position not in self._dealt)
         kept, self._kept = self._kept, []
         waiting: list[Part] = []
         try:
-            for part in chain(kept, self._fresh(rest)):
-                waiting.append(part)
-                rows = sum(len(part.items) for part in waiting)
-                if rows >= self._encoder.rows or sum(part.chars for part in waiting) >= _CHARS:
-                    self._write(target, waiting)
-                    waiting = []
-        except EmbedderError:
+            # closed as soon as a write fails: the error keeps this frame, and with it the threads
+            with closing(self._fresh(rest)) as fresh:
+                for part in chain(kept, fresh):
+                    waiting.append(part)
+                    rows = sum(len(part.items) for part in waiting)
+                    if rows >= self._encoder.rows or sum(part.chars for part in waiting) >= _CHARS:
+                        self._write(target, waiting)
+                        waiting = []
+        except (EmbedderError, TooManyRejects):
             self._write(target, waiting)
             raise
         self._write(target, waiting)
+        if written := self.new + self.changed:
+            # what was refused is never written
+            self._report("write", written, written)
 
-    def _fresh(self, items: Iterable[Item]) -> Iterator[Part]:
-        for part in self._parts(items):
-            self._count(part)
-            yield part
+    def _fresh(self, items: Iterable[Item]) -> Generator[Part, None, None]:
+        with closing(self._parts(items)) as parts:
+            for part in parts:
+                self._count(part)
+                yield part
 
     def _keep(self, part: Part) -> None:
         self._kept.append(part)
@@ -127,7 +136,7 @@ class Load:
         self._embedded += len(part.items) + len(part.refused)
         self._report("embed", self._embedded, self._work.total)
 
-    def _parts(self, items: Iterable[Item]) -> Iterator[Part]:
+    def _parts(self, items: Iterable[Item]) -> Generator[Part, None, None]:
         with Flow(self._encoder, items) as parts:
             while True:
                 with self._clock("embed"):

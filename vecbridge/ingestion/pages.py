@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import warnings
@@ -17,12 +18,20 @@ from bs4.exceptions import ParserRejectedMarkup
 
 from ..errors import MissingExtra
 from .lines import TEXT_BYTES, Fault, content, decoded
+from .memo import Memo, context_of, key_of
 from .records import short
 
 # a tree takes up to 120 times the size of its page
 HTML_BYTES = 8_000_000
 # most of a large PDF or presentation is pictures
 FILE_BYTES = 512_000_000
+
+# whose versions decide what a document becomes
+_PACKAGES = ("beautifulsoup4", "markdownify")
+_CONVERTERS = (
+    "markitdown", "pdfminer.six", "pdfplumber", "pypdfium2", "charset-normalizer", "mammoth", "python-pptx",
+    "lxml",
+)  # fmt: skip
 
 # what no reader sees, or sees on each page of a site
 _ALWAYS_OUT = frozenset(("script", "style", "template", "title"))
@@ -110,13 +119,30 @@ class _Page(BeautifulSoup):
                 return
 
 
-def html(path: Path, *, encoding: str | None = None) -> tuple[str, str | None]:
+def html(path: Path, *, encoding: str | None = None, memo: Memo | None = None) -> tuple[str, str | None]:
     """The text of a page as Markdown, and its title. Raises Fault.
 
     Left out: scripts, styles, navigation, and headers and footers outside of `main`, `article` and `section`
-    (but for one with the only `h1`). Links keep their words, pictures their description.
+    (but for one with the only `h1`). Links keep their words, pictures their description. `memo`: remembers
+    what the same bytes became.
     """
     raw = content(path, limit=HTML_BYTES)
+    if memo is None:
+        return _html(raw, encoding)
+    key = key_of(_context("html", encoding, packages=_PACKAGES), raw)
+    if (known := memo.get(key)) is not None:
+        text, title = known
+        return text, title
+    found = _html(raw, encoding)
+    memo.put(key, found)
+    return found
+
+
+def _context(*settings: str | None, packages: tuple[str, ...]) -> bytes:
+    return context_of(*settings, code=("pages", "lines"), packages=packages)
+
+
+def _html(raw: bytes, encoding: str | None) -> tuple[str, str | None]:
     text = decoded(raw, encoding, declared=None if encoding else _declared(raw))
     with warnings.catch_warnings():
         # about texts that look like file names, and XHTML, which is read as what it is: HTML
@@ -186,11 +212,36 @@ def _markdown(page: BeautifulSoup) -> str:
     return text.strip()
 
 
-def office(path: Path, kind: Literal["pdf", "docx", "pptx"]) -> str:
+def office(path: Path, kind: Literal["pdf", "docx", "pptx"], *, memo: Memo | None = None) -> str:
     """The text of a document as Markdown. Raises Fault, MissingExtra.
 
     The converters are called by kind, so that nothing is guessed, no plugin runs and no address is opened.
+    `memo`: remembers what the same bytes became.
     """
+    if memo is None or (key := _key(path, kind)) is None:
+        return _office(path, kind)
+    if (known := memo.get(key)) is not None:
+        return str(known)
+    text = _office(path, kind)
+    # a file that was written meanwhile may have given the text of what it has become
+    if _key(path, kind) == key:
+        memo.put(key, text)
+    return text
+
+
+def _key(path: Path, kind: str) -> bytes | None:
+    """What an office document is remembered by; None for one that will be refused."""
+    try:
+        if path.stat().st_size > FILE_BYTES:
+            return None
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "blake2b").digest()
+    except OSError:
+        return None
+    return key_of(_context(kind, packages=_PACKAGES + _CONVERTERS), found)
+
+
+def _office(path: Path, kind: Literal["pdf", "docx", "pptx"]) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from .. import checks, embedders, store
+from ..cache import Cache
 from ..embedders import Embedder, Service, Usage, document_prefix
-from ..embedders.cache import Cache
 from ..embedders.cached import Cached
 from ..errors import CollectionExists, CollectionNotFound, InputError, ModelMismatch, SourceError
 from ..manifest import check_name
@@ -21,7 +21,8 @@ from ..types import FieldKind, Layout, Metric, Progress
 from .cutting import Cutting
 from .flow import BATCH, Encoder
 from .loading import Load
-from .readers import materialised, read
+from .memo import Memo
+from .readers import STDIN, materialised, read
 from .records import Document, Kind, Origin, Record, Reject
 from .rejects import Rejects
 from .spool import Reread, Spool, Work
@@ -30,7 +31,7 @@ from .survey import Survey, digest, id_mark, owner
 
 # seconds that measuring recall may take: exact search of a million wide rows takes 15 s a query
 _EVALUATION = 60.0
-# bytes of the embedding cache
+# bytes of the cache
 CACHE = "1GB"
 
 
@@ -109,8 +110,9 @@ def ingest(
     document had before it became shorter are removed. Memory holds a few batches and 9 bytes per record;
     texts wait in a temporary file. Interrupted, it leaves whole batches, and the next run completes them.
 
-    `cache`: whether (or in which file) vectors from an API are kept, up to `cache_limit` bytes, so that what
-    was paid for is not asked for again when a run ends between embedding and storing.
+    `cache`: whether (or in which file) up to `cache_limit` bytes are kept: vectors from an API, so that what
+    was paid for is not asked for again when a run ends between embedding and storing; and with any embedder,
+    where unchanged documents are cut, and the text of pages and office documents that were converted.
 
     `prune`: remove records that came from this source before and have left it. A source is known by
     `source_name`, or the path as it was given; other sources' records in the collection stay. Refused where
@@ -130,12 +132,24 @@ def ingest(
         raise InputError(f"expected batches of 1 or more records, got {batch}")
     if not 0 <= prune_limit <= 1:
         raise InputError(f"expected prune_limit as a share from 0 to 1, got {prune_limit}")
+    if prune and source == STDIN and source_name is None:
+        raise InputError(
+            "expected source_name (--source-name NAME) beside prune and standard input: without a name, "
+            "records that came from there another time would be removed, whatever they were"
+        )
     check_name(collection)
     make_space(1, metric=metric or "cosine")
     fields = checks.filterable(filterable)
     clock, report = Clock(), progress or _silent
     with ExitStack() as stack:
         path = stack.enter_context(materialised(source, kind))
+        kept = memo = None
+        if cache is not False and embedder is not None:
+            kept = Cache(None if cache is True else cache, limit=cache_limit)
+            stack.callback(kept.close)
+            memo = Memo(kept)
+            stack.callback(memo.flush)
+            path = dataclasses.replace(path, memo=memo)
         again = partial(
             read,
             path,
@@ -149,7 +163,7 @@ def ingest(
         units = again()
         refused = Rejects(rejects, most=max_rejects)
         stack.callback(refused.close, finished=False)
-        using = _using(embedder, stack, cache, cache_limit)
+        using = _using(embedder, stack, kept)
         if using is not None:
             if model is not None and model != using.model:
                 raise InputError(f"expected model={using.model!r} as the embedder's, got {model!r}")
@@ -171,6 +185,7 @@ def ingest(
                 rows=chunk_rows,
                 tokenizer=tokenizer,
                 afresh=_afresh(place, collection),
+                memo=memo,
             )
         known_as = source_name or normpath(str(source))
         digests = partial(
@@ -197,7 +212,15 @@ def ingest(
             survey.run(units)
             if marks := survey.repeated():
                 _check_repeated(again(), marks)
+            if memo is not None:
+                memo.flush()
             gone, notes = _gone(survey, target, known_as, prune_limit) if prune else ([], [])
+        if survey.foreign:
+            notes.append(
+                f"{survey.foreign:,} of the records are there from a source of another name: either this one "
+                f"was named in another way before (source_name, --source-name), or two sources have the same "
+                f"ids and replace each other"
+            )
 
         load = Load(
             Encoder(using, batch=batch),
@@ -251,8 +274,8 @@ def ingest(
         usage = None
         if isinstance(using, Service):
             usage = _since(before, using.usage())
-        if isinstance(using, Cached) and using.cache.problem:
-            notes.append(using.cache.problem)
+        if kept is not None and kept.problem:
+            notes.append(kept.problem)
         return Summary(
             url=target.url,
             collection=collection,
@@ -277,18 +300,12 @@ def ingest(
         )
 
 
-def _using(
-    embedder: str | Embedder | None, stack: ExitStack, cache: bool | str | Path, limit: int | str
-) -> Embedder | None:
+def _using(embedder: str | Embedder | None, stack: ExitStack, kept: Cache | None) -> Embedder | None:
     """The embedder, closed by `stack` where it is made here; behind a cache where it is a service."""
     if isinstance(embedder, str):
         embedder = embedders.load(embedder)
         stack.callback(embedder.close)
-    if cache is False or not isinstance(embedder, Service):
-        return embedder
-    kept = Cache(None if cache is True else cache, limit=limit)
-    stack.callback(kept.close)
-    return Cached(embedder, kept)
+    return Cached(embedder, kept) if kept is not None and isinstance(embedder, Service) else embedder
 
 
 def _silent(stage: str, done: int, total: int | None) -> None:

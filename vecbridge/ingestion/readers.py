@@ -101,7 +101,7 @@ def read(
     if isinstance(source, str) and source == STDIN:
         _check_kind(kind, stdin=True)
         if numbers and kind != "csv":
-            raise SourceError(_NUMBERS.format("standard input, unless kind is csv,"))
+            raise SourceError(_NUMBERS.format("standard input, unless its kind (--kind) is csv,"))
         return _once(kind, fields, encoding)
     if isinstance(source, Source):
         return _items(source if kind is None else replace(source, kind=kind), fields, encoding)
@@ -151,7 +151,7 @@ def _check_kind(kind: str | None, *, stdin: bool = False) -> None:
         raise SourceError(f"expected {what} as one of {', '.join(known)}, got {kind!a}")
 
 
-_NUMBERS = "numbers= is for CSV, where all is text; {} has types of its own"
+_NUMBERS = "numbers (--number) is for CSV, where all is text; {} has types of its own"
 
 
 def _once(kind: Kind | None, fields: Fields, encoding: str | None) -> Iterator[Item]:
@@ -277,7 +277,8 @@ def _walk(root: Source, encoding: str | None) -> Iterator[Item]:
             kind = _DOCUMENTS.get(path.suffix.lower())
             if kind is not None and not name.startswith("."):
                 relative = path.relative_to(root.path).as_posix()
-                yield _document(Source(path, kind, shown(path), relative), relative, encoding, alone=False)
+                file = Source(path, kind, shown(path), relative, root.memo)
+                yield _document(file, relative, encoding, alone=False)
         yield from _unread(failed, root)
     yield from _unread(failed, root)
 
@@ -330,6 +331,6 @@ def _content(source: Source, encoding: str | None) -> tuple[str, str | None]:
     from . import pages
 
     if source.kind == "html":
-        return pages.html(source.path, encoding=encoding)
+        return pages.html(source.path, encoding=encoding, memo=source.memo)
     assert source.kind in ("pdf", "docx", "pptx")
-    return pages.office(source.path, source.kind), None
+    return pages.office(source.path, source.kind, memo=source.memo), None

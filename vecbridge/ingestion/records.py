@@ -15,6 +15,7 @@ from .lines import Fault
 
 if TYPE_CHECKING:
     from ..types import Floats, Metadata
+    from .memo import Memo
 
 Row = dict[str, Any]
 Kind = Literal[
@@ -50,12 +51,16 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file or folder to read. `file`: what messages call it; `name`: what ids made from it begin with."""
+    """A file or folder to read. `file`: what messages call it; `name`: what ids made from it begin with.
+
+    `memo`: remembers what pages and office documents become.
+    """
 
     path: Path
     kind: Kind
     file: str
     name: str
+    memo: Memo | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -10,21 +11,22 @@ from ..errors import InputError, SourceError, TooManyRejects, VecbridgeError
 from .records import Reject
 
 _KEYS = {"source", "position", "id", "reason"}
-_LINE = 10_000
+# of a line that tells whose file it is: path and id are up to 4,096 bytes each, written with escapes
+_LINE = 100_000
 
 
 class Rejects:
     """The rejects of one run. `path`: a file of JSON lines, made for the first of them.
 
     A file of an earlier run is replaced, and removed by `close` where there was nothing to reject, so that
-    the file always tells of the last run. More than `most` of them raise TooManyRejects; with `most` 0 the
-    first one raises what it would have raised without them. Raises InputError where `path` holds something
-    else.
+    the file always tells of the last run. A device, such as /dev/null, is written to and left alone. More
+    than `most` of them raise TooManyRejects; with `most` 0 the first one raises what it would have raised
+    without them. Raises InputError where `path` holds something else.
     """
 
     def __init__(self, path: str | Path | None, *, most: int) -> None:
         if most < 0:
-            raise InputError(f"expected 0 or more rejects to bear with, got {most}")
+            raise InputError(f"expected 0 or more rejects to bear with (--max-rejects), got {most}")
         self.path = None if path is None else Path(path)
         self.count = 0
         self.first: Reject | None = None
@@ -43,8 +45,8 @@ class Rejects:
         self._write(reject)
         if self.count > self._most:
             raise TooManyRejects(
-                f"stopped: {self.count:,} rejects, where {self._most:,} are borne with; the first is {self.first}"
-                + ("" if self.path is None else f"; all of them are in {self.path}")
+                f"stopped: {self.count:,} rejects, where {self._most:,} are borne with (--max-rejects); the "
+                f"first is {self.first}" + ("" if self.path is None else f"; all of them are in {self.path}")
             )
 
     def _write(self, reject: Reject) -> None:
@@ -65,13 +67,17 @@ class Rejects:
         """Close the file; where a finished run had no rejects, remove that of an earlier one."""
         if self._file is not None:
             self._file.close()
-        elif finished and self.path is not None:
-            self.path.unlink(missing_ok=True)
+        elif finished and self.path is not None and self.path.is_file():
+            # all is done: that this cannot be is no reason to fail
+            with suppress(OSError):
+                self.path.unlink()
 
 
 def _check(path: Path) -> None:
     """Raise InputError where there is a file that is no list of rejects: it would be overwritten."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            return
         with path.open(encoding="utf-8") as file:
             line = file.readline(_LINE)
     except FileNotFoundError:

@@ -50,8 +50,9 @@ class Survey:
     `cutting`: how texts become chunks, None where the source's own vectors are stored.
 
     `documents`: files and rows that were read. `records`: those that can be stored. `unchanged`: those that
-    are stored already. `stale`: ids of chunks that documents had before they became shorter. `lost`: whether
-    a reject may stand for records that are stored, so that nobody can say what has left the source.
+    are stored already. `foreign`: those that are there from a source of another name. `stale`: ids of chunks
+    that documents had before they became shorter. `lost`: whether a reject may stand for records that are
+    stored, so that nobody can say what has left the source.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Survey:
         cutting: Cutting | None,
         report: Progress,
     ) -> None:
-        self.documents = self.records = self.unchanged = 0
+        self.documents = self.records = self.unchanged = self.foreign = 0
         self.stale: list[str] = []
         self.lost = False
         self.dim: int | None = None
@@ -215,6 +216,7 @@ class Survey:
                 self._work.keep()
                 continue
             fresh, old = self._digest(record), known.get(record.id)
+            self.foreign += old is not None and old[CONTENT:] not in (self._mark, b"")
             if old is not None and old[:CONTENT] == fresh[:CONTENT]:
                 self.unchanged += 1
                 self._work.keep()

@@ -1,17 +1,16 @@
-"""Vectors that were paid for once, kept in a file: what was embedded before a crash is not bought again.
+"""What was worked out or paid for once, kept in a file: bytes by key.
 
-The file is SQLite. It holds vectors and hashes, no texts. Every `put` is one transaction that is on the disk
-when the call returns, so kill -9 and power cuts lose nothing that a request gave back.
+The file is SQLite. What `put` was given is on the disk when the call returns, so kill -9 and power cuts lose
+nothing that a request gave back.
 
-Space: vectors that were used longest ago leave first, a few megabytes with each `put`; their pages are used
-again, and given back to the file system (incremental vacuum) while the file is larger than its limit. Beside
-the file there is SQLite's log of a few megabytes.
+Space: what was used longest ago leaves first, a few megabytes with each `put`; its pages are used again, and
+given back to the file system (incremental vacuum) while the file is larger than its limit. Beside the file
+there is SQLite's log of a few megabytes.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import sqlite3
 import threading
@@ -20,20 +19,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from zlib import crc32
 
-import numpy as np
-
-from ..errors import InputError
-from ..sizes import in_bytes
-
-if TYPE_CHECKING:
-    from ..types import Floats
+from .errors import InputError
+from .sizes import in_bytes
 
 APPLICATION = 0x56424543  # "VBEC" in the file's head says whose it is
-FORMAT = 1
+FORMAT = 2
 PATIENCE = 10.0  # seconds that a writer waits for another process
 _PAGE = 4096  # larger ones are written whole for each of the keys, which lie anywhere
 _LOG = 8 * 2**20
@@ -43,7 +36,7 @@ _STAMP = 3600  # seconds that one access stamp stands for
 _STAMPED = 4096  # stamps that are collected before they are written for themselves
 _ASKED = 500  # keys in one statement; SQLite before 3.32 takes 999
 
-# Stamps change often and vectors are long, so they lie apart.
+# Stamps change often and values are long, so they lie apart.
 _SCHEMA = f"""
 PRAGMA page_size = {_PAGE};
 PRAGMA auto_vacuum = INCREMENTAL;
@@ -51,7 +44,7 @@ PRAGMA journal_mode = WAL;
 BEGIN;
 CREATE TABLE entries (key BLOB PRIMARY KEY, id INTEGER NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX oldest ON entries (used, id);
-CREATE TABLE vectors (id INTEGER PRIMARY KEY, vector BLOB NOT NULL);
+CREATE TABLE contents (id INTEGER PRIMARY KEY, crc INTEGER NOT NULL, value BLOB NOT NULL);
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {FORMAT};
 COMMIT;
@@ -59,10 +52,11 @@ COMMIT;
 
 
 class Cache:
-    """A file of vectors by service, model and text. Safe for threads and for several processes at once.
+    """A file of values by key. Safe for threads and for several processes at once.
 
-    `path`: else $XDG_CACHE_HOME/vecbridge/embeddings.sqlite, else ~/.cache/vecbridge/embeddings.sqlite; only
-    its owner may read it. `limit`: bytes that the file should not exceed, or text such as "2GB".
+    `path`: else $XDG_CACHE_HOME/vecbridge/cache.sqlite, else ~/.cache/vecbridge/cache.sqlite; only its owner
+    may read it. `limit`: bytes that the file should not exceed, or text such as "2GB". A key is a hash of all
+    that its value follows from, of 16 bytes or more.
 
     A cache must not stop the work that it is to make cheaper: where it fails (disk full, no rights),
     `problem` says so in a sentence, and from then on nothing is found and nothing kept. A damaged file is
@@ -71,9 +65,9 @@ class Cache:
     """
 
     def __init__(self, path: str | Path | None = None, *, limit: int | str = "1GB") -> None:
-        self.limit = in_bytes(limit, "the limit of the embedding cache")
+        self.limit = in_bytes(limit, "the limit of the cache")
         if self.limit < _LEAST:
-            raise InputError(f"expected an embedding cache of at least {_LEAST:,} bytes, got {self.limit:,}")
+            raise InputError(f"expected a cache of at least {_LEAST:,} bytes, got {self.limit:,}")
         self.problem: str | None = None
         self._lock = threading.RLock()
         self._database: sqlite3.Connection | None = None
@@ -86,7 +80,7 @@ class Cache:
             self.path = Path(path).expanduser() if path is not None else _default()
             if self._state() == "damaged" and self._named:
                 raise InputError(
-                    f"{self.path} is not an embedding cache of vecbridge's and was left as it is; "
+                    f"{self.path} is not a cache of vecbridge's and was left as it is; "
                     f"name another file, or remove it"
                 )
             self._open()
@@ -99,56 +93,44 @@ class Cache:
             raise
 
     def __repr__(self) -> str:
-        return f"<vecbridge embedding cache {getattr(self, 'path', None)}>"
+        return f"<vecbridge cache {getattr(self, 'path', None)}>"
 
-    def get(self, texts: Sequence[str], *, address: str, model: str) -> dict[int, Floats]:
-        """Vectors that are there, float32 (dim,), by the position of their text.
-
-        `address`: of the service, with whatever else changes its vectors. `texts`: as they are sent, prefix
-        included.
-        """
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The values that are there. One that the disk gives back otherwise than it was put is not."""
         with self._lock:
-            if self._unusable() or not texts:
+            if self._unusable() or not keys:
                 return {}
             assert self._database is not None
-            keys = _keys(texts, address, model)
-            found: dict[bytes, Floats] = {}
+            found: dict[bytes, bytes] = {}
             wanted, stamp = list(dict.fromkeys(keys)), int(time.time()) // _STAMP
             try:
                 for at in range(0, len(wanted), _ASKED):
                     part = wanted[at : at + _ASKED]
                     marks = ",".join("?" * len(part))
-                    for key, used, vector in self._database.execute(
-                        "SELECT key, used, vector FROM entries JOIN vectors USING (id) "  # noqa: S608 - only ?
-                        f"WHERE key IN ({marks})",
-                        part,
+                    for key, stale, crc, value in self._database.execute(
+                        "SELECT key, used < ?, crc, value FROM entries JOIN contents "  # noqa: S608 - only ?
+                        f"USING (id) WHERE key IN ({marks})",
+                        (stamp, *part),
                     ):
-                        found[key] = np.frombuffer(vector, dtype="<f4").astype(np.float32, copy=False)
-                        if used < stamp:
+                        if not isinstance(value, bytes) or crc != _check(key, value):
+                            continue
+                        found[key] = value
+                        if stale:
                             self._used.add(key)
                 if len(self._used) >= _STAMPED:
                     self._write({}, stamp)
             except sqlite3.Error as error:
                 self._failed(error)
-            return {place: found[key] for place, key in enumerate(keys) if key in found}
+            return found
 
-    def put(
-        self,
-        texts: Sequence[str],
-        vectors: Floats,
-        *,
-        address: str,
-        model: str,
-    ) -> None:
-        """Keeps vectors, float32 (n, dim), of as many texts; they are on the disk when the call returns.
+    def put(self, rows: Mapping[bytes, bytes]) -> None:
+        """Keeps values by key; they are on the disk when the call returns.
 
         What several threads put at the same time goes into one transaction: each waits for the disk once.
         """
-        if self._unusable() or not texts:
+        if self._unusable() or not rows:
             return
-        matrix = np.ascontiguousarray(vectors, dtype="<f4")
-        keys = _keys(texts, address, model)
-        mine = _Put({key: row.tobytes() for key, row in zip(keys, matrix, strict=True)})
+        mine = _Put(rows)
         if mine.size > self.limit // 2:
             return  # it would push out everything, itself included
         self._puts.append(mine)
@@ -182,7 +164,7 @@ class Cache:
             self._leave()
 
     def _write(self, rows: Mapping[bytes, bytes], stamp: int) -> None:
-        """One transaction: room, new vectors, stamps."""
+        """One transaction: room, new values, stamps."""
         database = self._database
         assert database is not None
         new = sum(_on_disk(len(row)) for row in rows.values())
@@ -194,13 +176,14 @@ class Cache:
                 "UPDATE entries SET used = ? WHERE key = ?", ((stamp, key) for key in sorted(used))
             )
             for key, row in rows.items():
-                # another process may have put the same text meanwhile
+                # another process may have put the same meanwhile, or what is there was damaged
                 known = database.execute("SELECT id FROM entries WHERE key = ?", (key,)).fetchone()
+                place = known[0] if known is not None else None
+                place = database.execute(
+                    "INSERT OR REPLACE INTO contents VALUES (?, ?, ?)", (place, _check(key, row), row)
+                ).lastrowid
                 if known is None:
-                    place = database.execute("INSERT INTO vectors (vector) VALUES (?)", (row,)).lastrowid
                     database.execute("INSERT INTO entries VALUES (?, ?, ?)", (key, place, stamp))
-                else:
-                    database.execute("UPDATE vectors SET vector = ? WHERE id = ?", (row, known[0]))
             database.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
@@ -217,13 +200,13 @@ class Cache:
             over = min(over + self.limit // 50, new + _EVICTED)
             leaving: list[tuple[bytes, int]] = []
             for key, place, size in database.execute(
-                "SELECT key, id, length(vector) FROM entries JOIN vectors USING (id) ORDER BY used, id"
+                "SELECT key, id, length(value) FROM entries JOIN contents USING (id) ORDER BY used, id"
             ):
                 if over <= 0:
                     break
                 leaving.append((key, place))
                 over -= _on_disk(size)
-            database.executemany("DELETE FROM vectors WHERE id = ?", ((place,) for _, place in leaving))
+            database.executemany("DELETE FROM contents WHERE id = ?", ((place,) for _, place in leaving))
             database.executemany("DELETE FROM entries WHERE key = ?", ((key,) for key, _ in leaving))
 
     def _shrink(self, database: sqlite3.Connection) -> None:
@@ -241,7 +224,7 @@ class Cache:
     def _failed(self, error: sqlite3.Error) -> None:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            self._say(f"the embedding cache {self.path} was held by another process for {PATIENCE:.0f} s")
+            self._say(f"the cache {self.path} was held by another process for {PATIENCE:.0f} s")
             return  # next time it may be free
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             self._leave()
@@ -255,7 +238,7 @@ class Cache:
     def _give_up(self, error: Exception) -> None:
         where = getattr(self, "path", None) or "in the home directory"
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        self._say(f"the embedding cache {where} cannot be used ({reason}); the run goes on without it")
+        self._say(f"the cache {where} cannot be used ({reason}); the run goes on without it")
         self._leave()
 
     def _say(self, problem: str) -> None:
@@ -314,7 +297,7 @@ class Cache:
         if state == "damaged":
             aside = self.path.with_name(f"{self.path.name}.damaged")
             self.path.replace(aside)
-            self._say(f"the embedding cache was damaged; it was set aside as {aside}, and a new one begun")
+            self._say(f"the cache was damaged; it was set aside as {aside}, and a new one begun")
         for suffix in ("-wal", "-shm", "-journal"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
         fresh = self.path.with_name(f"{self.path.name}.new")
@@ -335,9 +318,9 @@ class Cache:
 
 
 class _Put:
-    """Vectors that wait to be written: bytes by key."""
+    """Values that wait to be written, by key."""
 
-    def __init__(self, rows: dict[bytes, bytes]) -> None:
+    def __init__(self, rows: Mapping[bytes, bytes]) -> None:
         self.rows = rows
         self.size = sum(_on_disk(len(row)) for row in rows.values())
         self.done = False
@@ -347,7 +330,7 @@ def _default() -> Path:
     """Source: XDG Base Directory Specification; a path that is not absolute does not count."""
     given = Path(os.environ.get("XDG_CACHE_HOME") or "")
     folder = given if given.is_absolute() else Path.home() / ".cache"
-    return folder / "vecbridge" / "embeddings.sqlite"
+    return folder / "vecbridge" / "cache.sqlite"
 
 
 def _share(guard: int) -> None:
@@ -370,6 +353,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
+    # a value that was damaged may look like a text, and a broken one
+    database.text_factory = bytes
     try:
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA trusted_schema = OFF")
@@ -382,23 +367,18 @@ def _connect(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _keys(texts: Sequence[str], address: str, model: str) -> list[bytes]:
-    context = blake2b(json.dumps([address, model]).encode() + b"\n", digest_size=20)
-    keys = []
-    for text in texts:
-        key = context.copy()
-        key.update(text.encode())
-        keys.append(key.digest())
-    return keys
+def _check(key: bytes, value: bytes) -> int:
+    """What tells a value that was damaged, or belongs to another key: SQLite has no checksums of its own."""
+    return crc32(value, crc32(key))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _on_disk(size: int) -> int:
-    """Bytes that a vector of `size` bytes takes with its entry: its share of a leaf, and overflow pages.
+    """Bytes that a value of `size` bytes takes with its entry: its share of a leaf, and overflow pages.
 
     Source: sqlite.org/fileformat2.html, 1.6 B-tree Pages, "Cell Payload Overflow Pages".
     """
-    payload, beyond = size + 6, 0
+    payload, beyond = size + 12, 0
     if payload > _PAGE - 35:
         least = (_PAGE - 12) * 32 // 255 - 23
         local = least + (payload - least) % (_PAGE - 4)
