@@ -386,7 +386,7 @@ class Api:
         if not isinstance(body, dict) or body.get("error") or not isinstance(data := body.get("data"), list):
             return read(answer, unusable="an answer without data")
         try:
-            rows = _rows(data, n)
+            rows = vectors.of_answer(data, n)
         except ValueError as error:
             return read(answer, unusable=str(error))
         self._measure(rows)
@@ -460,48 +460,12 @@ def _dimensions(
     return provider.dimensions
 
 
-def _rows(data: list[Any], n: int) -> list[Floats | None]:
-    """Vectors in the order of the request, None for those that are not finite. Raises ValueError."""
-    if len(data) != n:
-        raise ValueError(f"expected {n} embeddings, one for each text, got {len(data)}")
-    if not all(isinstance(item, dict) for item in data):
-        raise ValueError(f"expected {n} embeddings, got other things among them")
-    places = [item.get("index") for item in data]
-    if {place for place in places if type(place) is int} != set(range(n)):
-        raise ValueError(f"expected each index from 0 to {n - 1} once, got {places[:10]}")
-    rows: list[Floats | None] = [None] * n
-    length: int | None = None
-    for place, item in zip(places, data, strict=True):
-        value = item.get("embedding")
-        try:
-            row = vectors.from_base64(value) if isinstance(value, str) else vectors.from_list(value)
-        except ValueError as error:
-            if _not_finite(value):
-                continue
-            raise ValueError(f"expected numbers as embedding {place}, got {error}") from None
-        if len(row) != (length := length or len(row)):
-            raise ValueError(f"expected embeddings of {length} dimensions, got one of {len(row)}")
-        rows[place] = row
-    return rows
-
-
-def _wait(seconds: float) -> str:
-    return f"the server asks to wait {seconds:,.0f} seconds"
-
-
 def _same(one: Fault, other: Fault) -> bool:
     return (one.status, one.broken) == (other.status, other.broken)
 
 
-def _not_finite(value: object) -> bool:
-    """Whether these are numbers, but NaN or infinite ones; JSON of some servers has null for them."""
-    if isinstance(value, list):
-        return len(value) > 0 and all(one is None or type(one) in (int, float) for one in value)
-    try:
-        vectors.from_base64(str(value))
-    except ValueError as error:
-        return " at component " in str(error)
-    return False
+def _wait(seconds: float) -> str:
+    return f"the server asks to wait {seconds:,.0f} seconds"
 
 
 def _cut_off(one: socket.socket) -> None:
