@@ -19,7 +19,7 @@ _PREFIX, _PCA = Shorten("truncate", DIM // 2), Shorten("pca", DIM // 2)
 
 def _hnsw(element: Element, shorten: Shorten | None = None) -> Index:
     wide = {"bit": 400, "turbo1": 400, "turbo2": 256, "turbo4": 256, "int8": 256}
-    return Index("hnsw", element, shorten, ef_search=wide.get(element, 200 if shorten else 100))
+    return Index("hnsw", element, shorten, ef_search=wide.get(element, 200))
 
 
 def _ivfflat(element: Element) -> Index:
