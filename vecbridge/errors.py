@@ -21,6 +21,7 @@ VecbridgeError
     ├── Forbidden                     the user's rights do not suffice; carries the SQL to run
     ├── FeatureMissing                feature, version found, version needed
     ├── Busy                          another process holds what is needed
+    ├── LayoutChanged                 the collection was laid out anew meanwhile; a Collection opens it again
     └── IndexFailure                  an index could not be built, is invalid, or is not used
 """
 
@@ -138,6 +139,10 @@ class FeatureMissing(StoreError):
 
 class Busy(StoreError):
     """Another process holds what is needed."""
+
+
+class LayoutChanged(StoreError):
+    """The collection was laid out anew since it was opened: what is known of its layout no longer holds."""
 
 
 class IndexFailure(StoreError):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ._version import __version__
 from .errors import InputError, ManifestError
+from .recall import Recall
 from .reduction import Reduction
 from .types import FieldKind, Layout, Space
 
@@ -69,6 +70,28 @@ class Chunking:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned:
+    """How the search width in a collection's layout was found, and what it was confirmed to find.
+
+    `target`: the recall@k that was asked for. `recall`: what was measured on the half of the queries that
+    had no part in the choice. `rows`: records at that time. `held_out`: the queries were stored records, each
+    left out of its own results; else they were given. `seed` chose and halved them.
+    """
+
+    target: float
+    k: int
+    recall: Recall
+    rows: int
+    held_out: bool
+    seed: int
+
+    @property
+    def met(self) -> bool:
+        """Whether the target was confirmed."""
+        return self.recall.mean >= self.target
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Space, layout and reductions of one collection, with the versions that made it.
 
@@ -87,6 +110,9 @@ class Manifest:
     version: str = __version__
     filterable: Mapping[str, FieldKind] = field(default_factory=dict, hash=False)
     chunking: Chunking | None = None
+    recall: float | None = None
+    tuned: Tuned | None = None
+    generation: int = 0
 
     @property
     def stored_dim(self) -> int:
@@ -108,6 +134,9 @@ class Manifest:
             "rows": self.rows,
             "filterable": dict(self.filterable),
             "chunking": None if self.chunking is None else asdict(self.chunking),
+            "recall": self.recall,
+            "tuned": None if self.tuned is None else asdict(self.tuned),
+            "generation": self.generation,
             "reduction": None if self.reduction is None else self.reduction.to_dict(),
             "index_reduction": None if self.index_reduction is None else self.index_reduction.to_dict(),
         }
@@ -138,6 +167,11 @@ class Manifest:
                 version=data["version"],
                 filterable={**data.get("filterable", {})},
                 chunking=None if (cut := data.get("chunking")) is None else Chunking(**cut),
+                recall=data.get("recall"),
+                tuned=None
+                if (tuned := data.get("tuned")) is None
+                else Tuned(**{**tuned, "recall": Recall(**tuned["recall"])}),
+                generation=data.get("generation", 0),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(

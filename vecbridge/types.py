@@ -41,10 +41,15 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Shorten:
-    """How vectors lose components: keep the first `dim` ("truncate") or project on a fitted basis ("pca")."""
+    """How vectors lose components: keep the first `dim` ("truncate") or project on a fitted basis ("pca").
+
+    `centred` (pca under cosine): the sample's mean is taken off before. It changes which vectors are near,
+    for better or worse; only measuring tells. Under l2 it makes no difference; under ip it is not offered.
+    """
 
     method: Literal["truncate", "pca"]
     dim: int
+    centred: bool = False
 
 
 @dataclass(frozen=True, slots=True)

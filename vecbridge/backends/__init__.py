@@ -10,13 +10,14 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from ..errors import MissingExtra, UrlError
 from ..limits import Limits
 from ..manifest import Manifest
-from ..types import Batch, Finding, Hit, IndexState, Progress, Sizes
+from ..types import Batch, Finding, Hit, IndexState, Layout, Progress, Sizes
 
 if TYPE_CHECKING:
     from ..filters import Filter
@@ -47,6 +48,21 @@ class Backend(Protocol):
 
     def drop(self, name: str) -> None:
         """Delete the collection and everything in it. Raises CollectionNotFound."""
+
+    def successor(self, manifest: Manifest) -> Table:
+        """A new, empty table that may become the collection `manifest.name`, which exists.
+
+        `manifest.generation` is one more than the collection's. `names` and `open` do not see it. What an
+        abandoned attempt left is removed first. Raises CollectionNotFound, and what `create` raises.
+        """
+
+    def switch(self, successor: Table) -> None:
+        """Make the successor the collection, in one step; what it was before is deleted.
+
+        Whoever opens it from then on finds the successor, and searches that are under way end. Tables that
+        were open before raise LayoutChanged at their next use. If this fails, the collection is as before or
+        switched, never neither. Raises CollectionNotFound, LayoutChanged where another successor was faster.
+        """
 
     def findings(self) -> list[Finding]:
         """What is right and wrong with this place and the collections in it, for `vecbridge doctor`.
@@ -116,6 +132,27 @@ class Table(Protocol):
 
     def index_state(self) -> IndexState:
         """What has become of the index, by the store's own account."""
+
+    def searched(self, layout: Layout) -> Table:
+        """The same records, for searching with the widths of `layout`.
+
+        It differs from the collection's own in `ef_search`, `probes` and `oversample` alone. Nothing is
+        stored; what comes back is not closed by itself.
+        """
+
+    def keep(self, manifest: Manifest) -> None:
+        """Replace what the collection says of itself, in one step and durably.
+
+        `manifest` differs from the present one in search widths, `recall`, `tuned`, `rows` and `chunking`
+        alone. Others who have it open see it when they open it again. Raises LayoutChanged where the
+        collection has another generation by now.
+        """
+
+    def paused(self) -> AbstractContextManager[None]:
+        """While this is held, all other writers wait, and searches go on.
+
+        A store that cannot keep others from writing lets them. Raises Busy where it would take too long.
+        """
 
     def sizes(self) -> Sizes:
         """Bytes on disk."""
