@@ -24,6 +24,7 @@ from typing import Any
 
 import bench_edge
 import bench_ingest
+import bench_plan
 import bench_qdrant
 import numpy as np
 import psycopg
@@ -41,7 +42,7 @@ from vecbridge.types import Index, Layout
 Floats = NDArray[np.float32]
 SEED = 0
 BATCH = 1000
-JOBS = ("start", "flat", "edge", "qdrant", "pgvector", "memory", "ingest")
+JOBS = ("start", "flat", "edge", "qdrant", "pgvector", "memory", "ingest", "plan")
 
 
 @dataclass(frozen=True)
@@ -398,7 +399,10 @@ def main() -> int:
         default=bench_ingest.GLOSSES,
         help="ingest these definitions of WordNet (JSON lines) instead of those in the package",
     )
+    parser.add_argument("--folder", type=Path, help="keep embedded texts here, for the next time")
+    parser.add_argument("--verbose", action="store_true", help="also print every single measurement of plans")
     options = parser.parse_args()
+    details: dict[str, Any] = {}
     console = Console(stderr=True)
     vectors = clustered(options.rows, options.dim)
     table: list[Row] = []
@@ -443,6 +447,20 @@ def main() -> int:
                         glosses=options.glosses,
                     )
                     table += [Row(**line) for line in lines]
+            if "plan" in options.jobs:
+                with heartbeat(console, "plans"):
+                    lines, details = bench_plan.rows(
+                        folder / "plan",
+                        url,
+                        rows=min(options.rows, bench_plan.ROWS),
+                        glosses=options.glosses,
+                        keep=options.folder,
+                        tell=lambda text: console.print(f"  {text}", style="dim", markup=False),
+                    )
+                    table += [Row(**line) for line in lines]
+                if options.verbose:
+                    for said in details.pop("said"):
+                        console.print(said, markup=False)
     about = (
         f"vecbridge {vecbridge.__version__}, Python {platform.python_version()}, numpy {np.__version__}, "
         f"psycopg {psycopg.__version__}, PostgreSQL {server}, {os.cpu_count()} cores, seed {SEED}, "
@@ -458,7 +476,7 @@ def main() -> int:
     Console(width=None if sys.stdout.isatty() else 140).print(shown)
     if options.json:
         options.json.write_text(
-            json.dumps({"about": about, "rows": [asdict(row) for row in table]}, indent=1)
+            json.dumps({"about": about, "rows": [asdict(row) for row in table], **details}, indent=1)
         )
     return 0 if all(row.met for row in table) else 1
 

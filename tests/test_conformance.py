@@ -44,7 +44,7 @@ import pytest
 from places import schemas
 from qdrant_fakes_grpc import grpc_server
 from qdrant_fakes_rest import rest_server
-from qdrant_places import parts
+from qdrant_places import ExactServers, parts
 from servers import quick_place
 
 from vecbridge.backends import SCHEMES, Scheme
@@ -141,7 +141,7 @@ class TestEdge(StoreSuite):
             }  # fmt: skip
 
 
-class OverTheWire(StoreSuite):
+class OverTheWire(ExactServers, StoreSuite):
     """What is the same for both protocols; the servers on the loopback search in numpy, so few layouts do."""
 
     metrics = ("cosine",)
@@ -179,6 +179,8 @@ if "VECBRIDGE_TEST_QDRANT_URL" in os.environ:
 
     class TestGivenQdrant(StoreSuite):
         """The server in VECBRIDGE_TEST_QDRANT_URL."""
+
+        writers_wait = False
 
         @pytest.fixture(scope="class")
         @classmethod

@@ -170,7 +170,7 @@ def test_the_explanation_says_what_was_chosen_why_and_what_was_refused() -> None
     flowing = " ".join(text.split())
     for part in (
         "1,000,000 vectors of Qwen/Qwen3-Embedding-8B, 4,096 dimensions, cosine, on pgvector 0.8.0",
-        "Matryoshka prefix (float16, 1,024 of 4,096 dims, m=16)",
+        "on the prefix (float16, 1,024 of 4,096 dims, m=16)",
         "disk: 20.0 GB (table 17.3 GB, index 2.7 GB)",
         "2.8 GB to build the index",
         "ef_search=200",
@@ -625,12 +625,12 @@ def test_where_no_place_fits_the_reasons_of_all_are_listed() -> None:
 
 def test_places_have_the_names_that_they_are_given_and_the_chosen_is_counted_from_0() -> None:
     places = [("postgresql://old", limits(OLD)), ("qdrant://near", limits("qdrant@1.19.0"))]
-    number, planned = plan_places(3584, places=places, rows=M)
+    number, planned = plan_places(3584, places=places, wishes={"rows": M})
     assert (number, planned.place, planned.others[0].place) == (1, "qdrant://near", "postgresql://old")
     assert planned.here[0].startswith("qdrant://near searches the whole vectors")
-    number, planned = plan_places(1536, places=places, rows=M)
+    number, planned = plan_places(1536, places=places, wishes={"rows": M})
     assert (number, planned.place, planned.others[0].place) == (0, "postgresql://old", "qdrant://near")
-    number, planned = plan_places(1536, places=places[1:], rows=M)
+    number, planned = plan_places(1536, places=places[1:], wishes={"rows": M})
     assert (number, planned.place, planned.here, planned.others) == (0, "qdrant://near", (), ())
 
 
@@ -704,7 +704,7 @@ def test_limits_of_a_real_server_serve_as_well_as_their_name() -> None:
         ),
         (
             replace(lists("float16", 100, 15, 1), element="float16", shorten=Shorten("truncate", 512)),
-            "vectors cut to the Matryoshka prefix of 512 dims at the door, half-precision IVFFlat index "
+            "vectors cut to the prefix of 512 dims at the door, half-precision IVFFlat index "
             "(float16, 512 dims, 100 lists), vectors stored as float16",
         ),
     ],

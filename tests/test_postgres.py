@@ -503,7 +503,7 @@ def test_two_processes_create_the_same_name_and_one_wins(pg: str) -> None:
 def test_drop_waits_for_a_reader_only_so_long(
     store: Postgres, table: Table, pg: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vecbridge.backends.postgres._PATIENCE", "200ms")
+    monkeypatch.setattr("vecbridge.backends.postgres.succession.PATIENCE", 0.2)
     with psycopg.connect(pg) as reader:
         reader.execute("SELECT count(*) FROM vecbridge_papers")
         with pytest.raises(Busy, match="another process holds the collection"):

@@ -174,7 +174,7 @@ def test_a_probe_sees_the_share_of_rows_that_match(store: Postgres, pg: str, *, 
 
         def probe(*, sample: int, most: int) -> tuple[Any, ...] | None:
             text = sql.probe(
-                table.place, "papers", where=condition, density=density, sample=sample, most=most
+                table.manifest, table.place, where=condition, density=density, sample=sample, most=most
             )
             return connection.execute(text, values).fetchone()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,9 +98,41 @@ def test_a_vector_beside_its_row_and_a_copy_within_it() -> None:
 
 
 def test_no_collection_can_take_the_name_of_a_table_or_index_of_ours() -> None:
-    ours = {sql.CATALOGUE, sql.STAGING, sql.index_name("a"), "vecbridge_a$key"}
+    first, second = manifest(Layout()), replace(manifest(Layout()), generation=2)
+    ours = {sql.CATALOGUE, sql.STAGING, "vecbridge_papers$key", sql.table_name(second)}
+    ours |= {sql.index_name(one) for one in (first, second)}
+    assert len(ours) == 6
     assert all("$" in name for name in ours)
-    assert len(sql.index_name("x" * 48).encode()) <= 63
+
+
+@pytest.mark.parametrize("generation", [0, 1, sql.MOST_GENERATIONS])
+def test_every_name_fits_what_postgresql_keeps_of_it(generation: int) -> None:
+    longest = replace(manifest(Layout(), name="x" * 48), generation=generation)
+    created = sql.create_table(longest, PLACE)[0].as_string(None)
+    [key] = re.findall(r'"([^"]*\$key)"', created)
+    for name in (sql.table_name(longest), sql.index_name(longest), key):
+        assert len(name.encode()) <= 63
+
+
+@given(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,47}", fullmatch=True), st.integers(0, 9_999))
+def test_a_table_says_by_its_name_which_collections_it_is(name: str, generation: int) -> None:
+    made = replace(manifest(Layout(), name=name), generation=generation)
+    assert sql.collection_of(sql.table_name(made)) == (name, generation)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "papers",
+        "vecbridge$collections",
+        "vecbridge_a$",
+        "vecbridge_a$idx",
+        "vecbridge_a$01",
+        "vecbridge_a$1$2",
+    ],
+)
+def test_other_tables_are_no_collections(table: str) -> None:
+    assert sql.collection_of(table) is None
 
 
 @pytest.mark.parametrize("schema", ['a"b', "a'; DROP TABLE x; --", "ä b"])

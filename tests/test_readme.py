@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import vecbridge
@@ -77,6 +78,7 @@ def test_every_command_runs(place: Path) -> None:
     folder.mkdir()
     (folder / "security.md").write_text("# Keys\n\nTo rotate a key, make a new one and revoke the old key.\n")
     (folder / "start.txt").write_text("Install the package, then run the first command.\n")
+    np.save(place / "vectors.npy", np.random.default_rng(0).normal(size=(1500, 96)).astype(np.float32))
     assert len(COMMANDS) >= 3
     for command in COMMANDS:
         done = subprocess.run(
@@ -88,6 +90,14 @@ def test_every_command_runs(place: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         if " search " in command:
             assert "security.md" in done.stdout, done.stdout
+
+
+def test_the_examples_of_measured_planning_run(place: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "measuring.md").read_text(), re.DOTALL)
+    said = [run(block, place) for block in blocks]
+    assert "recall@10 expected of this layout" in said[0]
+    assert "met" in said[1] or "confirmed" in said[1]
+    assert "recall@10" in said[2]
 
 
 def test_the_example_of_ingestion_runs(tmp_path: Path) -> None:

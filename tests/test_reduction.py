@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from vecbridge import axes
 from vecbridge.errors import InputError, ManifestError
 from vecbridge.reduction import Reduction, fit
 from vecbridge.testing import data, oracle
@@ -180,3 +181,160 @@ def test_a_sample_that_is_just_large_enough_is_enough(metric: Metric, rows: int,
     assert reduction.basis is not None
     assert reduction.basis.shape == (dim, 20)
     assert np.isfinite(reduction.basis).all()
+
+
+def off_centre(n: int, dim: int, *, seed: int, mean: float = 1.0) -> np.ndarray:
+    """Vectors whose spread falls off from component to component, about a mean that is not zero."""
+    generator = np.random.default_rng(seed)
+    return (generator.standard_normal((n, dim)) / np.sqrt(np.arange(dim) + 1) + mean / np.sqrt(dim)).astype(
+        np.float32
+    )
+
+
+def test_a_centred_pca_compares_unit_vectors_about_their_mean() -> None:
+    sample = off_centre(400, 24, seed=20) * np.linspace(0.1, 9, 400, dtype=np.float32)[:, None]
+    reduction = fit(Shorten("pca", 8, centred=True), source=24, metric="cosine", sample=sample)
+    assert reduction.basis is not None
+    assert reduction.mean is not None
+    units = sample / lengths(sample)[:, None]
+    assert reduction.mean == pytest.approx(units.mean(axis=0), abs=0.05)
+    short = reduction.apply(sample)
+    directions = (units - reduction.mean) @ reduction.basis.T
+    directions /= lengths(directions)[:, None]
+    assert short / lengths(short)[:, None] == pytest.approx(directions, abs=1e-4)
+    assert lengths(short) == pytest.approx(lengths(sample), rel=1e-5)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_axes_are_those_of_a_full_decomposition(metric: Metric) -> None:
+    sample = off_centre(500, 40, seed=21)
+    reduction = fit(Shorten("pca", 10), source=40, metric=metric, sample=sample[:19])
+    assert reduction.basis is not None
+    whole = sample[:19].astype(np.float64)
+    if metric == "cosine":
+        whole /= lengths(whole)[:, None]
+    if metric == "l2":
+        whole -= whole.mean(axis=0)
+    best = (np.linalg.svd(whole)[1][:10] ** 2).sum()
+    assert ((whole @ reduction.basis.T) ** 2).sum() == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(600, 50), (30, 50)])
+def test_both_kinds_of_axes_at_once_are_each_as_alone(rows: int, dim: int) -> None:
+    sample = off_centre(rows, dim, seed=22, mean=30)
+    for centred, found in zip((False, True), axes.both(sample, 12), strict=True):
+        alone = axes.principal(sample, 12, centred=centred)
+        whole = sample.astype(np.float64) - centred * sample.mean(axis=0, dtype=np.float64)
+        squares = np.linalg.svd(whole)[1] ** 2
+        for one in (found, alone):
+            assert one.energy == pytest.approx(squares[:12] / squares.sum(), rel=1e-3, abs=1e-6)
+            assert one.basis @ one.basis.T == pytest.approx(np.eye(12), abs=1e-4)
+            assert ((whole @ one.basis.T) ** 2).sum() == pytest.approx(squares[:12].sum(), rel=1e-5)
+
+
+def test_vectors_without_any_energy_still_give_orthonormal_axes() -> None:
+    for rows in (5, 40):
+        found = axes.principal(np.ones((rows, 12), dtype=np.float32), 5, centred=True)
+        assert found.basis @ found.basis.T == pytest.approx(np.eye(5), abs=1e-5)
+        assert found.energy.tolist() == [0.0] * 5
+
+
+def test_the_solver_for_large_squares_finds_what_the_exact_one_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sample = off_centre(500, 200, seed=23)
+    exact = axes.both(sample, 10)
+    monkeypatch.setattr(axes, "_SMALL", 10)
+    for one, other in zip(axes.both(sample, 10), exact, strict=True):
+        assert one.energy.sum() == pytest.approx(other.energy.sum(), rel=5e-3)
+        assert one.basis @ one.basis.T == pytest.approx(np.eye(10), abs=1e-4)
+
+
+def test_kept_is_measured_on_vectors_that_were_left_out() -> None:
+    """Noise has no directions worth keeping: only a fit asked about its own sample believes so."""
+    noise = np.random.default_rng(24).standard_normal((300, 200)).astype(np.float32)
+    reduction = fit(Shorten("pca", 100), source=200, metric="ip", sample=noise)
+    fresh = np.random.default_rng(25).standard_normal((2000, 200)).astype(np.float32)
+    truth = float(reduction.keeps(fresh).mean())
+    assert reduction.kept == pytest.approx(truth, abs=0.04)
+    assert truth < 0.6
+
+
+@pytest.mark.parametrize(
+    ("metric", "centred"), [("cosine", False), ("cosine", True), ("ip", False), ("l2", False)]
+)
+def test_one_vector_in_twenty_keeps_less_than_usual(metric: Metric, centred: bool) -> None:
+    sample = off_centre(6000, 24, seed=26)
+    reduction = fit(Shorten("pca", 8, centred), source=24, metric=metric, sample=sample[:4000])
+    assert reduction.usual is not None
+    shares = reduction.keeps(sample[4000:])
+    assert shares.shape == (2000,)
+    assert ((shares >= 0) & (shares <= 1)).all()
+    assert (shares < reduction.usual).mean() == pytest.approx(0.05, abs=0.03)
+
+
+def test_what_is_kept_of_a_vector_is_the_share_inside_the_basis() -> None:
+    sample = off_centre(300, 6, seed=27, mean=0)
+    reduction = fit(Shorten("pca", 2), source=6, metric="ip", sample=sample)
+    assert reduction.basis is not None
+    inside = reduction.basis[0] * 3
+    outside = np.linalg.svd(reduction.basis)[2][-1].astype(np.float32) * 4
+    vectors = np.stack([inside, outside, inside + outside, np.zeros(6, dtype=np.float32), inside * 1e18])
+    assert reduction.keeps(vectors) == pytest.approx([1, 0, 9 / 25, 1, 1], abs=1e-5)
+    cut = fit(Shorten("truncate", 1), source=2, metric="cosine", sample=None)
+    assert cut.keeps(np.array([[3, 4]], dtype=np.float32)) == pytest.approx([9 / 25])
+
+
+def test_under_l2_a_shift_of_all_vectors_changes_nothing_of_what_is_kept() -> None:
+    sample = off_centre(500, 12, seed=28)
+    near, far = (
+        fit(Shorten("pca", 4), source=12, metric="l2", sample=sample + shift) for shift in np.float32([0, 50])
+    )
+    assert far.kept == pytest.approx(near.kept, abs=1e-3)
+    assert far.keeps(sample + np.float32(50)) == pytest.approx(near.keeps(sample), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shorten", "metric"),
+    [
+        (Shorten("pca", 4, True), "l2"),
+        (Shorten("pca", 4, True), "ip"),
+        (Shorten("truncate", 4, True), "cosine"),
+    ],
+)
+def test_a_mean_is_taken_off_for_pca_under_cosine_only(shorten: Shorten, metric: Metric) -> None:
+    with pytest.raises(InputError, match=f"centred=True is for a PCA under cosine.*under '{metric}'"):
+        fit(shorten, source=8, metric=metric, sample=data.clustered(50, 8, seed=29))
+
+
+@pytest.mark.parametrize(("metric", "centred"), [("cosine", True), ("l2", False)])
+def test_the_mean_comes_back_with_the_basis(metric: Metric, centred: bool) -> None:
+    sample = off_centre(300, 20, seed=30)
+    made = fit(Shorten("pca", 5, centred), source=20, metric=metric, sample=sample)
+    back = Reduction.from_dict(json.loads(json.dumps(made.to_dict())), made.basis_bytes())
+    assert (back.shorten, back.usual, back.kept) == (made.shorten, made.usual, made.kept)
+    assert back.apply(sample).tobytes() == made.apply(sample).tobytes()
+    assert back.keeps(sample).tolist() == made.keeps(sample).tolist()
+    with pytest.raises(ManifestError, match=r"5 x 20 float32 and a mean \(480 bytes\), found 400 bytes"):
+        Reduction.from_dict(made.to_dict(), made.basis_bytes()[:400])
+
+
+def test_a_centred_basis_without_its_mean_is_refused() -> None:
+    made = fit(Shorten("pca", 5, True), source=20, metric="cosine", sample=off_centre(300, 20, seed=31))
+    with pytest.raises(ManifestError, match="expected the mean of a centred PCA"):
+        Reduction.from_dict({**made.to_dict(), "mean": False}, made.basis_bytes()[:400])
+
+
+def test_reductions_from_before_there_was_a_mean_are_read() -> None:
+    sample = off_centre(300, 20, seed=32)
+    for metric in METRICS:
+        made = fit(Shorten("pca", 5), source=20, metric=metric, sample=sample)
+        old = {key: made.to_dict()[key] for key in ("method", "dim", "source", "rescale", "kept")}
+        back = Reduction.from_dict(old, made.basis_bytes()[:400])
+        assert back.apply(sample).tobytes() == made.apply(sample).tobytes()
+        assert (back.mean, back.usual, back.shorten.centred) == (None, None, False)
+        if metric == "l2":
+            with pytest.raises(InputError, match="a mean that was not kept"):
+                back.keeps(sample)
+        else:
+            assert back.keeps(sample).tolist() == made.keeps(sample).tolist()

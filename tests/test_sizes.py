@@ -1,4 +1,4 @@
-"""Sizes against the real thing: within 10 % of what PostgreSQL says, within 15 % of Edge's files."""
+"""Sizes against the real thing: within 10 % of what PostgreSQL says and of what lies on the disk."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import qdrant_edge
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vecbridge
 from vecbridge.limits import limits
 from vecbridge.objections import QUANTISED
 from vecbridge.sizes import (
+    LOG,
     estimate,
     graph_bytes,
     hnsw_bytes,
@@ -256,7 +258,8 @@ SHARDS: dict[str, Layout] = {
 def test_more_rows_never_take_less(place: tuple[str, Layout], dim: int, one: int, other: int) -> None:
     on, layout = place
     few, many = (estimate(Space(dim), layout, rows=rows, limits=limits(on)) for rows in sorted((one, other)))
-    assert few.table_bytes <= many.table_bytes
+    # Qdrant throws away its log where a file of it is full
+    assert few.table_bytes <= many.table_bytes + (LOG if on == "qdrant" else 0)
     assert few.index_bytes <= many.index_bytes
     assert few.build_memory_bytes <= many.build_memory_bytes
     assert few.serve_memory_bytes <= many.serve_memory_bytes
@@ -337,7 +340,7 @@ def test_a_shard_of_edge_is_as_large_as_predicted(name: str, tmp_path: Path) -> 
     costs = estimate(space, layout, rows=rows, limits=limits("edge"))
     found = files(tmp_path)
     total = sum(found.values())
-    assert costs.table_bytes + costs.index_bytes == pytest.approx(total, rel=0.15)
+    assert costs.table_bytes + costs.index_bytes == pytest.approx(total, rel=0.1)
     links = found.get("links_compressed.bin", 0)
     if layout.index is None:
         assert costs.index_bytes == 0
@@ -386,3 +389,91 @@ def test_a_flat_collection_is_its_matrix_and_little_more() -> None:
     assert costs.index_bytes == costs.build_memory_bytes == 0
     half = estimate(Space(3584), Layout(element="float16"), rows=10_000, limits=limits("flat"))
     assert half.serve_memory_bytes * 2 == costs.serve_memory_bytes
+
+
+# every way in which pgvector keeps vectors, for 1,024 dimensions in which all of them are possible
+KEPT: dict[str, Layout] = {
+    "exact": Layout(),
+    "exact inline": Layout(inline=True),
+    "exact half": Layout("float16", inline=True),
+    "hnsw": Layout(index=Index("hnsw", ef_search=200)),
+    "hnsw float16": Layout(index=Index("hnsw", "float16", ef_search=200), oversample=2),
+    "hnsw of half": Layout("float16", index=Index("hnsw", "float16", ef_search=200)),
+    "hnsw bit": Layout(index=Index("hnsw", "bit", ef_search=400), oversample=40),
+    "hnsw prefix": Layout(
+        index=Index("hnsw", "float16", Shorten("truncate", 256), ef_search=200), oversample=20
+    ),
+    "hnsw pca": Layout(index=Index("hnsw", "float16", Shorten("pca", 256), ef_search=200), oversample=20),
+    "ivfflat": Layout(index=Index("ivfflat", "float16", lists=5, probes=5), oversample=2),
+    "scan": Layout(index=Index("scan", "float16"), oversample=4),
+    "scan bit": Layout(index=Index("scan", "bit"), oversample=40),
+    "pca at the door": Layout(shorten=Shorten("pca", 256), index=Index("hnsw", "float16", ef_search=200)),
+}
+
+
+def ids(rows: int) -> list[str]:
+    return [f"{row:016}" for row in range(rows)]
+
+
+def clustered(rows: int, dim: int) -> Any:
+    made = np.random.default_rng(7).standard_normal((rows, dim), dtype=np.float32)
+    made *= np.arange(1, dim + 1, dtype=np.float32) ** -0.3
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_collection_in_pgvector_is_as_large_as_predicted(name: str, pg: str) -> None:
+    layout, dim = KEPT[name], 1024
+    # COPY makes a table up to 64 pages longer than it need be, which counts where rows are short
+    rows = 3_000 if layout.shorten else 1_000
+    vectors = clustered(rows, dim)
+    with vecbridge.connect(pg) as store:
+        kept = store.create("kept", dim=dim, nested=[256], layout=layout, sample=vectors[:300])
+        kept.upsert(ids(rows), vectors, digests=[bytes(32)] * rows)
+        kept.build_index()
+        found, known = kept.sizes(), store.limits
+    with psycopg.connect(pg) as connection:
+        total = size(connection, "SELECT pg_total_relation_size('vecbridge_kept')")
+    costs = estimate(Space(dim, nested=(256,)), layout, rows=rows, limits=known)
+    assert found.table + found.index == pytest.approx(total, rel=0.02)
+    assert costs.table_bytes == pytest.approx(found.table, rel=0.1)
+    assert costs.index_bytes == pytest.approx(found.index, rel=0.1)
+    assert costs.table_bytes + costs.index_bytes == pytest.approx(total, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("dim", "layout"),
+    [
+        (64, Layout(index=Index("hnsw", "int8", m=8, ef_construction=16), oversample=4)),
+        (256, Layout("float16")),
+        (700, Layout()),
+        (1024, Layout()),
+    ],
+    ids=["64 indexed", "256 half", "700", "1024"],
+)
+def test_twenty_thousand_in_edge_are_as_large_as_predicted(dim: int, layout: Layout, tmp_path: Path) -> None:
+    rows, url = 20_000, f"qdrant:{tmp_path / 'edge'}"
+    with vecbridge.connect(url) as store:
+        kept = store.create("kept", dim=dim, layout=layout)
+        vectors, names = clustered(rows, dim), ids(rows)
+        for start in range(0, rows, 1_000):
+            part = slice(start, start + 1_000)
+            kept.upsert(names[part], vectors[part], digests=[bytes(32)] * 1_000)
+        kept.build_index()
+    # what has been written lies in the log until it is closed
+    with vecbridge.connect(url) as store:
+        found = store.open("kept").sizes()
+        costs = estimate(Space(dim), layout, rows=rows, limits=store.limits)
+    assert costs.table_bytes + costs.index_bytes == pytest.approx(found.table + found.index, rel=0.1)
+
+
+@pytest.mark.parametrize("element", ["float32", "float16"])
+def test_flat_storage_is_as_large_as_predicted(element: Any, tmp_path: Path) -> None:
+    rows, dim = 5_000, 256
+    with vecbridge.connect(f"flat:{tmp_path}") as store:
+        kept = store.create("kept", dim=dim, layout=Layout(element))
+        kept.upsert(ids(rows), clustered(rows, dim), digests=[bytes(32)] * rows)
+    with vecbridge.connect(f"flat:{tmp_path}") as store:
+        found = store.open("kept").sizes()
+    costs = estimate(Space(dim), Layout(element), rows=rows, limits=limits("flat"))
+    assert costs.table_bytes == pytest.approx(found.table, rel=0.1)

@@ -17,51 +17,62 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .errors import VecbridgeError
+    from .errors import RecallMissed, VecbridgeError
     from .evaluate import Report
+    from .evidence import Evidence
     from .ingestion import ingest
     from .limits import Limits
     from .manifest import Manifest
+    from .measuring import measure
     from .planner import Plan, plan
     from .store import Collection, Store, connect
+    from .tuning import Tuning
     from .types import Batch, Hit, Index, Layout, Shorten, Space
 
 _HOME = {
     "Batch": "types",
     "Collection": "store",
+    "Evidence": "evidence",
     "Hit": "types",
     "Index": "types",
     "Layout": "types",
     "Limits": "limits",
     "Manifest": "manifest",
     "Plan": "planner",
+    "RecallMissed": "errors",
     "Report": "evaluate",
     "Shorten": "types",
     "Space": "types",
     "Store": "store",
+    "Tuning": "tuning",
     "VecbridgeError": "errors",
     "connect": "store",
     "ingest": "ingestion",
+    "measure": "measuring",
     "plan": "planner",
 }
 
 __all__ = [
     "Batch",
     "Collection",
+    "Evidence",
     "Hit",
     "Index",
     "Layout",
     "Limits",
     "Manifest",
     "Plan",
+    "RecallMissed",
     "Report",
     "Shorten",
     "Space",
     "Store",
+    "Tuning",
     "VecbridgeError",
     "__version__",
     "connect",
     "ingest",
+    "measure",
     "plan",
 ]
 

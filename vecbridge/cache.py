@@ -77,7 +77,7 @@ class Cache:
         self._named = path is not None
         self._process = os.getpid()
         try:
-            self.path = Path(path).expanduser() if path is not None else _default()
+            self.path = Path(path).expanduser() if path is not None else folder() / "cache.sqlite"
             if self._state() == "damaged" and self._named:
                 raise InputError(
                     f"{self.path} is not a cache of vecbridge's and was left as it is; "
@@ -326,11 +326,13 @@ class _Put:
         self.done = False
 
 
-def _default() -> Path:
-    """Source: XDG Base Directory Specification; a path that is not absolute does not count."""
+def folder() -> Path:
+    """Where vecbridge keeps what it worked out for this user; it need not exist.
+
+    Source: XDG Base Directory Specification; a path that is not absolute does not count.
+    """
     given = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    folder = given if given.is_absolute() else Path.home() / ".cache"
-    return folder / "vecbridge" / "cache.sqlite"
+    return (given if given.is_absolute() else Path.home() / ".cache") / "vecbridge"
 
 
 def _share(guard: int) -> None:

@@ -2,25 +2,36 @@
 
 The more exact comes first, what cannot be undone last. What a backend cannot hold is listed too: its limits
 object with a sentence, and the reader learns why not.
+
+Without evidence, how short vectors may get and how often they are oversampled are rules of thumb. With
+evidence and a recall to meet, both are the smallest that meet it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from . import sizes
+from .evidence import MOST, Evidence
 from .limits import Limits
 from .objections import largest_inline
+from .recall import Recall
 from .types import Element, Index, Layout, Shorten, Space, Spread
 
 Stored: TypeAlias = Literal["float32", "float16"]
+Method: TypeAlias = Literal["truncate", "pca"]
 _STORED: tuple[Stored, ...] = ("float32", "float16")
 
 # what the index holds instead of the whole vector where it is shortened: 512 dimensions with re-ranking found
 # 99 % of the neighbours in 3,072 (Supabase, 1,000,000 x text-embedding-3-large, February 2024)
 _INDEXED = (1024, 512, 256)
+_LEAST, _LARGEST = 32, 2_000
+# a smaller size that needs more candidates for each hit than this costs more by re-ranking than it saves
+_OFTEN = 16
+_METHODS: tuple[Method, ...] = ("truncate", "pca")
 _DOOR = (1024, 512, 256, 128, 64)
 # below this many signs too many vectors share a code: 128 and 960 dimensions of image features found 0 to
 # 16 % of the neighbours even re-ranked (J. Katz, April 2024), text embeddings of 1,536 found 99 %
@@ -36,8 +47,53 @@ _HALF = 0.6
 _SHARDS, _SHARD_ROWS = 2, 20_000_000
 
 
-def candidates(space: Space, rows: int, limits: Limits) -> Iterator[Layout]:
-    """Layouts worth considering, in order of preference: the more exact first, what cannot be undone last."""
+# the share of what may be missed that is left to the loss of a graph, or of lists that are not read
+_LEFT = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """The recall@k that is wanted for `rows` rows, and the evidence by which it is judged."""
+
+    target: float
+    evidence: Evidence
+    rows: int
+
+    def needed(self, layout: Layout) -> float:
+        """What a layout's representation has to find: more than the target where a graph loses some, too."""
+        walked = layout.index is not None and layout.index.kind != "scan"
+        return self.target + (1 - self.target) * _LEFT if walked else self.target
+
+    def enough(self, layout: Layout) -> int | None:
+        """The smallest oversampling with which the layout finds what is needed; None where none does."""
+        if layout.shorten is not None:
+            found = self.evidence.recall(layout, rows=self.rows)
+            return 1 if found is not None and self.met(layout, found) else None
+        return self.evidence.enough(layout, self.needed(layout), rows=self.rows)
+
+    def met(self, layout: Layout, found: Recall) -> bool:
+        """Whether so much is enough. What is cut off at the door is never measured again: it must be sure."""
+        return (found.mean if layout.shorten is None else found.low) >= self.needed(layout)
+
+
+def candidates(space: Space, rows: int, limits: Limits, *, aim: Aim | None = None) -> Iterator[Layout]:
+    """Layouts worth considering, in order of preference: the more exact first, what cannot be undone last.
+
+    With an `aim`, each with the smallest oversampling that meets it, and of all sizes to which vectors can be
+    shortened in one way the smallest that does; where none does, the one that comes nearest.
+    """
+    for layout in _candidates(space, rows, limits, aim):
+        yield layout if aim is None else _oversampled(layout, aim)
+
+
+def _oversampled(layout: Layout, aim: Aim) -> Layout:
+    # exact scans and whole float32 vectors gain nothing from re-ranking; what was cut off at the door is gone
+    if layout.index is None or layout.oversample == 1 or layout.shorten is not None:
+        return layout
+    return replace(layout, oversample=aim.enough(layout) or MOST)
+
+
+def _candidates(space: Space, rows: int, limits: Limits, aim: Aim | None) -> Iterator[Layout]:
     qdrant = limits.backend in ("qdrant", "edge")
     spread = _spread(rows, limits.nodes) if limits.backend == "qdrant" else None
 
@@ -46,14 +102,39 @@ def candidates(space: Space, rows: int, limits: Limits) -> Iterator[Layout]:
 
     yield from whole(space.dim, None)
     if qdrant:
-        yield from _qdrant_shortened(space, spread)
+        yield from _qdrant_shortened(space, spread, aim)
     elif limits.indexed:
-        yield from _shortened_index(space, rows, limits)
+        yield from _shortened_index(space, rows, limits, aim)
+    for shorten in _at_door(space, aim):
+        yield from whole(shorten.dim, shorten)
+
+
+def _at_door(space: Space, aim: Aim | None) -> Iterator[Shorten]:
+    """Ways to shorten vectors before they are stored."""
+    if aim is not None:
+        for method in _METHODS:
+            yield from _smallest(method, space, aim, lambda shorten: Layout(shorten=shorten))
+        return
     for size in space.nested:
-        yield from whole(size, Shorten("truncate", size))
+        yield Shorten("truncate", size)
     for size in _DOOR:
         if size * 2 <= space.dim:
-            yield from whole(size, Shorten("pca", size))
+            yield Shorten("pca", size)
+
+
+def _smallest(
+    method: Method, space: Space, aim: Aim, layout: Callable[[Shorten], Layout]
+) -> Iterator[Shorten]:
+    """The smallest measured size that meets the aim in such a layout; where none does, the largest."""
+    evidence = aim.evidence
+    known = [
+        Shorten("truncate", size) if method == "truncate" else evidence.projection(size)
+        for size in evidence.sizes(method)
+    ]
+    # an index on more is not worth its bytes, and some stores have none
+    sizes = [one for one in known if one is not None and _LEAST <= one.dim <= min(_LARGEST, space.dim - 1)]
+    if sizes:
+        yield next((one for one in sizes if (aim.enough(layout(one)) or MOST) <= _OFTEN), sizes[-1])
 
 
 def _spread(rows: int, nodes: int) -> Spread | None:
@@ -102,20 +183,36 @@ def _prefixes(space: Space) -> list[int]:
     return (known or [min(space.dim // 2, _INDEXED[0])])[:3] if space.dim > 1 else []
 
 
-def _shortened_index(space: Space, rows: int, limits: Limits) -> Iterator[Layout]:
+def _shortened_index(space: Space, rows: int, limits: Limits, aim: Aim | None) -> Iterator[Layout]:
     """Layouts that keep the whole vector to re-rank, and search less of it."""
     dim = space.dim
+    if aim is not None:
+
+        def short(shorten: Shorten) -> Layout:
+            return Layout(index=_hnsw("float16", _WIDTH, shorten), oversample=MOST)
+
+        for shorten in _smallest("truncate", space, aim, short):
+            yield from _both(_hnsw("float16", _WIDTH, shorten), rows, oversample=MOST)
+        yield from _signs(dim, rows, limits, least=1)
+        for shorten in _smallest("pca", space, aim, short):
+            yield from _both(_hnsw("float16", _WIDTH, shorten), rows, oversample=MOST)
+        return
     for size in _prefixes(space):
         yield from _both(_hnsw("float16", 200, Shorten("truncate", size)), rows, oversample=20)
-    if dim >= _SIGNS:
-        if limits.page and dim > largest_inline(Layout(index=Index("scan", "float16")), limits.page):
-            yield Layout(index=Index("scan", "bit"), oversample=40)
-        yield from _both(_hnsw("bit", 400), rows, oversample=40)
+    yield from _signs(dim, rows, limits, least=_SIGNS)
     for size in _INDEXED:
         if size * 2 <= dim:
             yield from _both(_hnsw("float16", 200, Shorten("pca", size)), rows, oversample=20)
             if size < _INDEXED[0]:  # a float32 projection of 1,024 dimensions costs a page per row
                 yield from _both(_hnsw("float32", 200, Shorten("pca", size)), rows, oversample=20)
+
+
+def _signs(dim: int, rows: int, limits: Limits, *, least: int) -> Iterator[Layout]:
+    if dim < least:
+        return
+    if limits.page and dim > largest_inline(Layout(index=Index("scan", "float16")), limits.page):
+        yield Layout(index=Index("scan", "bit"), oversample=40)
+    yield from _both(_hnsw("bit", 400), rows, oversample=40)
 
 
 def _both(index: Index, rows: int, *, oversample: int) -> Iterator[Layout]:
@@ -148,17 +245,30 @@ def _qdrant_whole(door: Shorten | None, spread: Spread | None) -> Iterator[Layou
             yield _quantised(code, element, door, spread)
 
 
-def _qdrant_shortened(space: Space, spread: Spread | None) -> Iterator[Layout]:
+def _qdrant_shortened(space: Space, spread: Spread | None, aim: Aim | None) -> Iterator[Layout]:
     """Layouts of Qdrant that keep the whole vector to re-rank, and walk the graph with less of it."""
+    if aim is not None:
+
+        def short(shorten: Shorten) -> Layout:
+            return Layout(index=_graph("float32", shorten), oversample=MOST, spread=spread)
+
+        yield from map(short, _smallest("truncate", space, aim, short))
+        yield from _codes(space, spread, least=1)
+        yield from map(short, _smallest("pca", space, aim, short))
+        return
     for size in _prefixes(space):
         yield Layout(index=_graph("float32", Shorten("truncate", size)), oversample=20, spread=spread)
-    yield _quantised("turbo2", "float32", None, spread)
-    if space.dim >= _SIGNS:
-        for code in ("turbo1", "bit"):
-            yield _quantised(code, "float32", None, spread)
+    yield from _codes(space, spread, least=_SIGNS)
     for size in _INDEXED:
         if size * 2 <= space.dim:
             yield Layout(index=_graph("float32", Shorten("pca", size)), oversample=20, spread=spread)
+
+
+def _codes(space: Space, spread: Spread | None, *, least: int) -> Iterator[Layout]:
+    yield _quantised("turbo2", "float32", None, spread)
+    if space.dim >= least:
+        for code in ("turbo1", "bit"):
+            yield _quantised(code, "float32", None, spread)
 
 
 # Candidates for each hit, and width of the walk, by what the graph is walked with

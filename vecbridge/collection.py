@@ -2,33 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from numpy.typing import ArrayLike
 
-from . import checks, evaluate
-from .backends import Table
-from .errors import InputError
+from . import checks, conform, evaluate, planner, replanning, tuning
+from .backends import Backend, Table
+from .errors import InputError, LayoutChanged, PlanError, RecallMissed
+from .limits import Limits
 from .manifest import Manifest
-from .planner import Plan
+from .planner import Plan, Wishes
+from .reduction import Reduction, fit
+from .speeds import Speeds
+from .tuning import Step, Tuning
 from .types import Batch, Hit, IndexState, Layout, Metadata, Progress, Sizes, Space
 
 if TYPE_CHECKING:
     from .types import Floats
 
+T = TypeVar("T")
+
+# seconds for which a search width is looked for when an index has been built: exact search of a million wide
+# rows takes 15 s a query
+_TUNING = 600.0
+# stored vectors on which a new layout is planned
+_SAMPLE = 20_000
+
+
+class Home(Protocol):
+    """The place where a collection lies."""
+
+    @property
+    def url(self) -> str:
+        """Where this is, without password."""
+
+    @property
+    def limits(self) -> Limits:
+        """What can be held and indexed there."""
+
+    @property
+    def speeds(self) -> Speeds | None:
+        """How fast it is, where that was measured."""
+
+    def ask(self, question: Callable[[Backend], T]) -> T:
+        """What the question returns when it is put to the backend."""
+
 
 class Collection:
     """One set of records: ids, vectors, documents, metadata. Comes from `Store.create` or `Store.open`.
 
-    `url`: the place where it lies, without password. `plan`: the Plan that it was created by in this process,
-    else None.
+    `plan`: the Plan that it was created by, or laid out anew, in this process; else None.
     """
 
-    def __init__(self, table: Table, *, url: str, plan: Plan | None = None) -> None:
+    def __init__(self, table: Table, *, place: Home, plan: Plan | None = None) -> None:
         self._table = table
-        self.url = url
+        self._place = place
+        self._opening = threading.Lock()
         self.plan = plan
+
+    @property
+    def url(self) -> str:
+        """The place where it lies, without password."""
+        return self._place.url
 
     @property
     def manifest(self) -> Manifest:
@@ -90,26 +129,26 @@ class Collection:
             objects, marks = [objects[row] for row in keep], [marks[row] for row in keep]
         if not names:
             return 0
-        stored = self._stored(matrix, "vectors")
-        short = self._short(stored, "vectors")
-        self._table.write(Batch(names, stored, texts, objects, marks, short))
+
+        def write(table: Table) -> None:
+            stored = conform.stored(table.manifest, matrix, "vectors")
+            short = conform.projected(table.manifest, stored, "vectors")
+            table.write(Batch(names, stored, texts, objects, marks, short))
+
+        self._now(write)
         return len(names)
 
-    def _stored(self, matrix: Floats, what: str) -> Floats:
-        """Vectors as they are stored: reduced at the door, and fit for half precision where it is used."""
-        if self.manifest.reduction is not None:
-            matrix = self.manifest.reduction.apply(matrix)
-            checks.check_lengths(matrix, self.space.metric, f"{what}, once shortened,")
-        if self.layout.half:
-            checks.check_half(matrix, what)
-        return matrix
-
-    def _short(self, stored: Floats, what: str) -> Floats | None:
-        """What an index on a projection holds of them; one component may take up a vector's whole length."""
-        short = evaluate.index_queries(self.manifest, stored)
-        if short is not None and self.layout.half:
-            checks.check_half(short, f"{what}, once projected for the index,", vanishing=True)
-        return short
+    def _now(self, use: Callable[[Table], T]) -> T:
+        """What `use` makes of the records; once more where they were laid out anew since they were opened."""
+        table = self._table
+        try:
+            return use(table)
+        except LayoutChanged:
+            with self._opening:
+                # another thread may have opened it meanwhile; searches of others may still run on the old one
+                if self._table is table:
+                    self._table = self._place.ask(lambda backend: backend.open(table.manifest.name))
+            return use(self._table)
 
     def search(
         self,
@@ -148,19 +187,25 @@ class Collection:
         condition = checks.where_filter(where)
         if not len(queries):
             return []
-        stored = self._stored(queries, "queries")
-        short = self._short(stored, "queries")
-        if short is not None and not short.any(axis=1).all():
-            exact = True  # a query that lies across the projection has no neighbours in it
-        return self._table.search(stored, short, k=wanted, where=condition, exact=exact)
+
+        def search(table: Table) -> list[list[Hit]]:
+            stored = conform.stored(table.manifest, queries, "queries")
+            short = conform.projected(table.manifest, stored, "queries")
+            # a query that lies across the projection has no neighbours in it
+            lost = short is not None and not short.any(axis=1).all()
+            return table.search(stored, short, k=wanted, where=condition, exact=exact or lost)
+
+        return self._now(search)
 
     def get(self, ids: Iterable[str]) -> Batch:
         """The records of these ids in the order given; ids that are not there are left out."""
-        return self._table.read(list(dict.fromkeys(checks.ids(ids))))
+        wanted = list(dict.fromkeys(checks.ids(ids)))
+        return self._now(lambda table: table.read(wanted))
 
     def digests(self, ids: Iterable[str]) -> dict[str, bytes]:
         """The digests that `upsert` was given, for those of these ids that are there and have one."""
-        return self._table.digests(checks.ids(ids))
+        wanted = checks.ids(ids)
+        return self._now(lambda table: table.digests(wanted))
 
     def inventory(self) -> Iterator[list[tuple[str, bytes | None]]]:
         """Every record's id, with the digest that `upsert` was given or None: lists of a few thousand pairs.
@@ -178,7 +223,8 @@ class Collection:
                 "expected either ids or where= to delete by, got " + ("none" if ids is None else "both")
             )
         if ids is not None:
-            return self._table.delete(list(dict.fromkeys(checks.ids(ids))))
+            gone = list(dict.fromkeys(checks.ids(ids)))
+            return self._now(lambda table: table.delete(gone))
         if not where:
             raise InputError(
                 "an empty filter would delete every record; if that is meant, drop the collection "
@@ -186,33 +232,53 @@ class Collection:
             )
         condition = checks.where_filter(where)
         assert condition is not None
-        return self._table.delete_where(condition)
+        return self._now(lambda table: table.delete_where(condition))
 
     def count(self, *, where: Mapping[str, Any] | None = None) -> int:
         """Number of records, or of those that match `where`."""
-        return self._table.count(checks.where_filter(where))
+        condition = checks.where_filter(where)
+        return self._now(lambda table: table.count(condition))
 
-    def build_index(self, *, progress: Progress | None = None) -> None:
+    def build_index(self, *, progress: Progress | None = None) -> Tuning | None:
         """Build the layout's index, or repair it, and check that searches run on it.
 
         Call it after loading: an index that exists while rows arrive slows loading down many times over.
-        Raises IndexFailure.
+        Where a recall was asked for when the collection was made, the search width is then tuned for it, if
+        that has not been done for about as many records; what was found comes back, and RecallMissed is
+        warned of where it is not enough. Raises IndexFailure.
         """
-        self._table.build_index(progress)
+        self._now(lambda table: table.build_index(progress))
+        target = self.manifest.recall
+        if target is None or not self._stale(target):
+            return None
+        found = self.tune(recall=target, seconds=_TUNING, progress=progress)
+        if not found.tuned.met:
+            warnings.warn(f"{self.name}: {' '.join((str(found), *found.advice))}", RecallMissed, stacklevel=2)
+        return found
+
+    def _stale(self, target: float) -> bool:
+        """Whether the search width was not tuned for this target and about so many records."""
+        if self.layout.index is None:
+            return False
+        tuned, rows = self.manifest.tuned, self.count()
+        if not rows:
+            return False
+        return tuned is None or tuned.target != target or not rows / 1.5 <= tuned.rows <= rows * 1.5
 
     def index_state(self) -> IndexState:
         """What has become of the index, by the store's own account."""
-        return self._table.index_state()
+        return self._now(lambda table: table.index_state())
 
     def sizes(self) -> Sizes:
         """Bytes on disk."""
-        return self._table.sizes()
+        return self._now(lambda table: table.sizes())
 
     def evaluate(
         self,
         *,
         k: int = 10,
         queries: ArrayLike | None = None,
+        where: Mapping[str, Any] | None = None,
         sample: int = 100,
         seed: int = 0,
         seconds: float | None = None,
@@ -220,19 +286,255 @@ class Collection:
         """Recall against exact search, latency, and whether the index is used.
 
         `queries`: float (m, dim); without them, `sample` stored records, each left out of its own results.
+        `where`: measure searches with this filter; the report says what share of the records match.
         Exact search of a large collection takes its time: after `seconds`, no further query is asked, and the
         report counts those that were.
         """
-        wanted = checks.hits_wanted(k)
-        stored = None
-        if queries is not None:
-            stored = self._stored(checks.vectors(queries, space=self.space, what="queries"), "queries")
-        elif sample < 1:
-            raise InputError(f"expected a sample of 1 or more records, got {sample}")
-        return evaluate.evaluate(
-            self._table, k=wanted, queries=stored, sample=sample, seed=seed, seconds=seconds
+        wanted, matrix = checks.hits_wanted(k), self._matrix(queries, sample)
+        return self._now(
+            lambda table: evaluate.evaluate(
+                table,
+                k=wanted,
+                queries=_asked(table, matrix),
+                where=where,
+                sample=sample,
+                seed=seed,
+                seconds=seconds,
+            )
         )
+
+    def _matrix(self, queries: ArrayLike | None, sample: int) -> Floats | None:
+        """The queries to measure with, float32 (m, dim); None to take `sample` stored records."""
+        if queries is not None:
+            return checks.vectors(queries, space=self.space, what="queries")
+        if sample < 1:
+            raise InputError(f"expected a sample of 1 or more records, got {sample}")
+        return None
+
+    def tune(
+        self,
+        *,
+        recall: float | None = None,
+        k: int = 10,
+        queries: ArrayLike | None = None,
+        sample: int = 400,
+        seed: int = 0,
+        seconds: float | None = None,
+        progress: Progress | None = None,
+    ) -> Tuning:
+        """The smallest search width that finds enough, kept with the collection for every later search.
+
+        `recall`: the recall@k that is wanted; that which was asked for when the collection was made, if not
+        given. `queries`: float (m, dim); without them, `sample` stored records, each left out of its own
+        results. One half of them chooses, the other confirms: see `vecbridge.tuning`. Where nothing meets the
+        target, the width that finds most is kept, and `advice` says what would meet it.
+        Others who have the collection open search as before until they open it again.
+        Raises InputError where there is nothing to tune by, IndexFailure where the index is not in use.
+        """
+        target = self.manifest.recall if recall is None else planner.share(recall)
+        if target is None:
+            raise InputError(
+                f"expected recall=, the recall@{k} that is wanted, as 0.95; {self.name} was made without one"
+            )
+        wanted, matrix = checks.hits_wanted(k), self._matrix(queries, sample)
+        found = self._now(
+            lambda table: tuning.tune(
+                table,
+                recall=target,
+                k=wanted,
+                queries=_asked(table, matrix),
+                sample=sample,
+                seed=seed,
+                seconds=seconds,
+                limits=self._place.limits,
+                progress=progress,
+            )
+        )
+        if found.tuned.met or self.layout.index is None:
+            return found
+        return replace(found, advice=(*found.advice, self._better(target, wanted, seed)))
+
+    def _better(self, target: float, k: int, seed: int) -> str:
+        """What `replan` would make of a collection whose layout does not find enough, in a sentence."""
+        if not self._whole:
+            return "what was cut off at the door is gone: only loading again can bring it back"
+        try:
+            plan = self.proposal(recall=target, k=k, seed=seed)
+        except (PlanError, InputError) as error:
+            return f"no other layout is known to: {error}"
+        if plan.layout == self.layout:
+            return "no other layout here promises more: search with exact=True"
+        expected = "" if plan.expected is None else f", expected recall {plan.expected}"
+        return f"replan() would make it: {plan.describe()}{expected}"
+
+    def sweep(
+        self,
+        *,
+        k: int = 10,
+        queries: ArrayLike | None = None,
+        sample: int = 100,
+        seed: int = 0,
+        seconds: float | None = None,
+    ) -> tuple[Step, ...]:
+        """Recall and latency at search widths from narrow to wide; nothing without an index."""
+        wanted, matrix = checks.hits_wanted(k), self._matrix(queries, sample)
+        return self._now(
+            lambda table: tuning.sweep(
+                table,
+                k=wanted,
+                queries=_asked(table, matrix),
+                sample=sample,
+                seed=seed,
+                seconds=seconds,
+                limits=self._place.limits,
+            )
+        )
+
+    def proposal(
+        self,
+        *,
+        rows: int | None = None,
+        memory: int | str | None = None,
+        disk: int | str | None = None,
+        latency: float | None = None,
+        recall: float | None = None,
+        k: int = 10,
+        sample: int = _SAMPLE,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Plan:
+        """The layout that would be chosen for these records now, and why; `replan` carries it out.
+
+        `rows`: how many records there will be, those that are there if not given. `memory`, `disk` and
+        `latency` as for `Store.create`. `recall`: the recall@k that is wanted, that which was asked for when
+        the collection was made, if not given; with one, the plan rests on what is measured on up to `sample`
+        stored vectors, chosen by `seed`. Raises PlanError; InputError where whole vectors are not stored.
+        """
+        if not self._whole:
+            raise InputError(
+                f"the vectors of {self.name} were shortened or halved when they were stored: the rest is "
+                f"gone, and only loading again can bring it back; an index alone can be changed by "
+                f"replan(layout=...)"
+            )
+        space, target = self.space, self.manifest.recall if recall is None else planner.share(recall)
+        stored = None
+        if target is not None:
+            stored = self._now(lambda table: table.sample(sample, seed=seed)).vectors
+        wishes: Wishes = {
+            "rows": self.count() if rows is None else rows,
+            "metric": space.metric,
+            "model": space.model,
+            "nested": space.nested,
+            "memory": memory,
+            "disk": disk,
+            "latency": latency,
+            "recall": target,
+            "k": k,
+            "sample": stored,
+            "seed": seed,
+            "progress": progress,
+        }
+        places, speeds = [(self.url, self._place.limits)], [self._place.speeds]
+        return planner.plan_places(space.dim, places=places, wishes=wishes, speeds=speeds)[1]
+
+    def replan(
+        self,
+        plan: Plan | None = None,
+        *,
+        layout: Layout | None = None,
+        sample: int = _SAMPLE,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        """Lay the collection out anew beside the old layout, and switch in one step; searches go on.
+
+        `plan`: what `proposal` gave, which is asked for one where neither is given; `layout` overrules it. A
+        PCA is fitted on up to `sample` stored vectors, chosen by `seed`, also where the layout stays the
+        same. Where a recall is wanted, the search width is tuned for it afterwards. Writers wait meanwhile,
+        or are refused where they would wait for too long; what a Qdrant server cannot keep off is found
+        before the switch, which then does not happen. Needs room for both.
+        Raises PlanError, InputError, StoreError; the collection is then as it was.
+        """
+        if plan is not None and layout is not None:
+            raise InputError("expected a plan or a layout to lay the collection out by, got both")
+        old, space = self.manifest, self.space
+        rows, target = self.count(), old.recall
+        if layout is None:
+            plan = self.proposal(seed=seed, progress=progress) if plan is None else plan
+            if plan.space.dim != space.dim:
+                raise InputError(
+                    f"expected a plan for vectors of {space.dim:,} dimensions, got one for {plan.space.dim:,}"
+                )
+            layout, space, rows = plan.layout, replace(space, nested=plan.space.nested), plan.rows
+            target = target if plan.target is None else plan.target
+        if not self._whole and (layout.shorten, layout.element) != (self.layout.shorten, self.layout.element):
+            raise InputError(
+                f"expected a layout that stores the vectors of {self.name} as they are stored now "
+                f"({self.layout.element}, {old.stored_dim:,} dimensions): the rest of them is gone"
+            )
+        if reason := self._place.limits.objection(space, layout):
+            raise PlanError(f"this layout cannot be made on {self.url}: {reason}")
+        stored = self._now(lambda table: table.sample(sample, seed=seed)).vectors
+        if self._whole:
+            reduction, inner = fitted(space, layout, stored, seed=seed)
+        else:
+            # what was cut at the door stays cut; an index on it can be fitted anew
+            short = replace(space, dim=old.stored_dim)
+            reduction, inner = (
+                old.reduction,
+                fitted(short, replace(layout, shorten=None), stored, seed=seed)[1],
+            )
+        manifest = replace(
+            old,
+            space=space,
+            layout=layout,
+            rows=rows,
+            reduction=reduction,
+            index_reduction=inner,
+            recall=target,
+            tuned=None,
+            generation=old.generation + 1,
+        )
+        self._table = self._now(
+            lambda table: self._place.ask(
+                lambda backend: replanning.replan(backend, table, manifest, progress=progress)
+            )
+        )
+        self.plan = plan
+        self.build_index(progress=progress)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether whole vectors are stored, in full precision."""
+        return self.layout.shorten is None and self.layout.element == "float32"
 
     def close(self) -> None:
         """Give back what this collection holds open; the store stays open."""
         self._table.close()
+
+
+def fitted(
+    space: Space, layout: Layout, sample: Floats | None, *, seed: int = 0
+) -> tuple[Reduction | None, Reduction | None]:
+    """What a layout shortens vectors by, at the door and for its index, fitted on `sample` where it is a PCA.
+
+    The prefix that an index is on needs no Reduction: the store cuts it off by itself. Raises InputError.
+    """
+    door, inner = None, None
+    if layout.shorten is not None:
+        door = fit(layout.shorten, source=space.dim, metric=space.metric, sample=sample, seed=seed)
+    if layout.index and layout.index.shorten and layout.index.shorten.method == "pca":
+        stored = sample if sample is None or door is None else door.apply(sample)
+        inner = fit(
+            layout.index.shorten,
+            source=layout.stored_dim(space.dim),
+            metric=space.metric,
+            sample=stored,
+            seed=seed,
+        )
+    return door, inner
+
+
+def _asked(table: Table, queries: Floats | None) -> Floats | None:
+    """Queries that were given, as the collection stores vectors."""
+    return None if queries is None else conform.stored(table.manifest, queries, "queries")

@@ -23,6 +23,8 @@ VecbridgeError
     ├── Busy                          another process holds what is needed
     ├── LayoutChanged                 the collection was laid out anew meanwhile; a Collection opens it again
     └── IndexFailure                  an index could not be built, is invalid, or is not used
+
+RecallMissed (a UserWarning)          a collection finds less than was asked for when it was made
 """
 
 from __future__ import annotations
@@ -143,6 +145,10 @@ class Busy(StoreError):
 
 class LayoutChanged(StoreError):
     """The collection was laid out anew since it was opened: what is known of its layout no longer holds."""
+
+
+class RecallMissed(UserWarning):
+    """A collection finds less than was asked for when it was made."""
 
 
 class IndexFailure(StoreError):

@@ -3,52 +3,78 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import checks
 from .backends import Table
-from .manifest import Manifest
+from .drift import Drift, drift
+from .manifest import Manifest, Tuned
+from .recall import Recall, mean_recall
 from .types import Hit, IndexState
 
 if TYPE_CHECKING:
+    from .filters import Filter
     from .types import Floats
 
 _WARM_UP = 3
+# beyond this many times the rows that a search width was tuned for, it is tuned again
+_GROWN = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """Measured on `queries` queries: `recall` at `k` against exact search, latencies in milliseconds.
 
-    Queries that have nothing to find do not count. A hit counts as right if its score is at least that of the
-    k-th exact hit, so ties are not errors. `against`: what the exact search saw ("stored vectors", or vectors
-    shortened at the door, whose own loss is then not part of the figure). `source`: where the queries came
-    from. `short`: queries that returned fewer hits than exact search.
+    `low` and `high`: its 95 % interval. Queries that have nothing to find do not count. A hit counts as right
+    if its score is at least that of the k-th exact hit, so ties are not errors. Latencies are those of one
+    search at a time. `against`: what the exact search saw ("stored vectors", or vectors shortened at the
+    door, whose own loss is then not part of the figure). `source`: where the queries came from. `short`:
+    queries that returned fewer hits than exact search. `where`: the filter that they were asked with, which
+    `matching` of the `rows` records satisfy; `selectivity` is that share, 1 without a filter. `drift`: how
+    well the stored vectors still fit the projection in the index, None where there is none. `tuned`: how the
+    collection's search width was found, None where it was not.
     """
 
     k: int
     rows: int
     queries: int
     recall: float
+    low: float
+    high: float
     p50_ms: float
     p95_ms: float
+    p99_ms: float
     exact_p50_ms: float
     exact_p95_ms: float
+    exact_p99_ms: float
     short: int
     index: IndexState
     against: str
     source: str
     seed: int
+    where: Mapping[str, Any] | None
+    matching: int
+    selectivity: float
+    drift: Drift | None
+    tuned: Tuned | None
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether the collection has grown so much since it was tuned that it should be again."""
+        return self.tuned is not None and self.rows >= _GROWN * self.tuned.rows
 
     def to_dict(self) -> dict[str, Any]:
         """The report, ready for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
+        if self.where is not None and not self.matching:
+            return "nothing to measure: no record matches the filter"
         if not self.queries:
             return "nothing to measure: no query has anything to find"
         index = {
@@ -57,99 +83,275 @@ class Report:
             "invalid": "the index is invalid, build it again",
             "ready": "the index is used" if self.index.used else "the index is NOT used",
         }[self.index.status]
-        return (
-            f"recall@{self.k} {self.recall:.3f} on {self.queries} queries ({self.source}) against exact "
-            f"search on {self.against}; p50 {self.p50_ms:.1f} ms, p95 {self.p95_ms:.1f} ms "
-            f"(exact {self.exact_p50_ms:.1f} and {self.exact_p95_ms:.1f} ms); {index}"
+        among = ""
+        if self.where is not None:
+            among = (
+                f" among the {self.matching:,} of {self.rows:,} records "
+                f"({self.selectivity:.2%}) that match the filter"
+            )
+        found = Recall(self.recall, self.low, self.high, self.queries)
+        said = [
+            f"recall@{self.k} {found} on {self.queries} queries ({self.source}) against exact search on "
+            f"{self.against}{among}",
+            f"p50 {self.p50_ms:.1f} ms, p95 {self.p95_ms:.1f} ms, p99 {self.p99_ms:.1f} ms (exact "
+            f"{self.exact_p50_ms:.1f}, {self.exact_p95_ms:.1f} and {self.exact_p99_ms:.1f} ms)",
+            index,
+        ]
+        if self.short:
+            said.append(f"{self.short} queries returned fewer hits than exact search")
+        if self.drift is not None and self.drift.drifted:
+            said.append(str(self.drift))
+        if self.tuned is not None and self.outgrown:
+            said.append(
+                f"tuned when there were {self.tuned.rows:,} records, now there are {self.rows:,}: tune again"
+            )
+        return "; ".join(said)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Queries:
+    """What a collection is asked, one query after the other: float32 `vectors` (n, stored dim), for k hits.
+
+    `short`: their projections (n, index dim) where the index holds projections. `own`: the ids of the stored
+    records that serve as queries, each left out of its own results; None where queries were given.
+    """
+
+    k: int
+    where: Filter | None
+    vectors: Floats
+    short: Floats | None
+    own: Sequence[str] | None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def asked(self) -> int:
+        """How many hits a search is asked for: the query's own record may be one of them."""
+        return self.k if self.own is None else self.k + 1
+
+    def rows(self, rows: Sequence[int]) -> Queries:
+        """Some of the queries, in this order."""
+        return Queries(
+            self.k,
+            self.where,
+            self.vectors[rows],
+            None if self.short is None else self.short[rows],
+            None if self.own is None else [self.own[row] for row in rows],
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """What exact search finds for `queries`: the measure of every search width.
+
+    For each query `there` hits, and `floors`: a hit of at least this score is one of the k nearest.
+    `exact_ms`: how long exact search took.
+    """
+
+    queries: Queries
+    there: tuple[int, ...]
+    floors: tuple[float, ...]
+    exact_ms: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.there)
+
+    def rows(self, rows: Sequence[int]) -> Truth:
+        """The truth on some of the queries, in this order."""
+        return Truth(
+            self.queries.rows(rows),
+            tuple(self.there[row] for row in rows),
+            tuple(self.floors[row] for row in rows),
+            tuple(self.exact_ms[row] for row in rows),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One search width on some queries: the share found by each that has anything to find, and latencies.
+
+    `short`: queries that returned fewer hits than exact search.
+    """
+
+    shares: tuple[float, ...]
+    times_ms: tuple[float, ...]
+    short: int
+
+    @property
+    def asked(self) -> int:
+        """How many queries were asked."""
+        return len(self.times_ms)
+
+
 def evaluate(
-    table: Table, *, k: int, queries: Floats | None, sample: int, seed: int, seconds: float | None
+    table: Table,
+    *,
+    k: int,
+    queries: Floats | None,
+    where: Mapping[str, Any] | None = None,
+    sample: int,
+    seed: int,
+    seconds: float | None,
 ) -> Report:
     """A Report on `table`; `queries` float32 (m, stored dim), or None to take `sample` stored records.
 
-    After `seconds` no further query is asked. A stored record that serves as a query is left out of its own
-    results on both sides.
+    Stored records serve as queries whether or not they match `where`. After `seconds` no further query is
+    asked. Raises FilterError.
     """
+    condition = checks.where_filter(where)
+    end = math.inf if seconds is None else perf_counter() + seconds
     manifest = table.manifest
-    own: Sequence[str | None]
+    asked, source = ask(table, k=k, queries=queries, where=condition, sample=sample, seed=seed)
+    spare = _warm(table, asked, end)
+    exact = truth(table, asked, end=end, spare=spare)
+    found = measure(table, exact)
+    recall = mean_recall(found.shares, k)
+    rows = table.count()
+    matching = rows if condition is None else table.count(condition)
+    return Report(
+        k=k,
+        rows=rows,
+        queries=recall.queries,
+        recall=recall.mean,
+        low=recall.low,
+        high=recall.high,
+        p50_ms=percentile(found.times_ms, 50),
+        p95_ms=percentile(found.times_ms, 95),
+        p99_ms=percentile(found.times_ms, 99),
+        exact_p50_ms=percentile(exact.exact_ms, 50),
+        exact_p95_ms=percentile(exact.exact_ms, 95),
+        exact_p99_ms=percentile(exact.exact_ms, 99),
+        short=found.short,
+        index=table.index_state(),
+        against=against(manifest),
+        source=source,
+        seed=seed,
+        where=None if where is None else dict(where),
+        matching=matching,
+        selectivity=matching / rows if rows else 1.0,
+        drift=_drift(table, asked, sample=sample, seed=seed),
+        tuned=manifest.tuned,
+    )
+
+
+def ask(
+    table: Table, *, k: int, queries: Floats | None, where: Filter | None, sample: int, seed: int
+) -> tuple[Queries, str]:
+    """What to ask `table`: the queries given, or `sample` stored records; and that in words."""
+    own: Sequence[str] | None = None
+    source = "given"
     if queries is None:
         batch = table.sample(sample, seed=seed)
         queries, own = batch.vectors, batch.ids
         source = f"stored records, each left out of its own results, seed {seed}"
-    else:
-        own, source = [None] * len(queries), "given"
-    short = index_queries(manifest, queries)
-    # one more than wanted: the query's own record is among the hits
-    wanted = k + 1 if own and own[0] is not None else k
+    return Queries(k, where, queries, table.manifest.projected(queries), own), source
 
-    def run(row: int, *, exact: bool) -> tuple[list[Hit], float]:
-        part = None if short is None else short[row : row + 1]
-        start = perf_counter()
-        hits = table.search(queries[row : row + 1], part, k=wanted, where=None, exact=exact)[0]
-        elapsed = (perf_counter() - start) * 1e3
-        return [hit for hit in hits if hit.id != own[row]][:k], elapsed
 
-    def both(row: int) -> tuple[list[Hit], float, list[Hit], float]:
-        hits, elapsed = run(row, exact=False)
-        # without an index the search is the exact one
-        return hits, elapsed, *(run(row, exact=True) if manifest.layout.index else (hits, elapsed))
+def truth(
+    table: Table,
+    queries: Queries,
+    *,
+    end: float,
+    spare: float = 0.0,
+    fewest: int = 1,
+    heard: Callable[[int], None] = lambda done: None,
+) -> Truth:
+    """What exact search finds for each query, as far as it gets until the clock shows `end`.
 
-    end = math.inf if seconds is None else perf_counter() + seconds
-    for row in range(min(_WARM_UP, len(queries))):
-        if perf_counter() < end:
-            both(row)
-    recalls: list[float] = []
+    For every query answered, `spare` seconds of the time are left over. `fewest` are always answered.
+    `heard` is told how many are.
+    """
+    there: list[int] = []
+    floors: list[float] = []
     times: list[float] = []
-    exact_times: list[float] = []
-    fewer = 0
     for row in range(len(queries)):
-        if times and perf_counter() >= end:
+        if row >= fewest and perf_counter() + spare * (row + 1) >= end:
             break
-        hits, elapsed, truth, exact_elapsed = both(row)
+        hits, elapsed = _search(table, queries, row, exact=True)
         times.append(elapsed)
-        exact_times.append(exact_elapsed)
-        fewer += len(hits) < len(truth)
-        if truth:
-            recalls.append(_recall(hits, truth))
-    return Report(
-        k=k,
-        rows=table.count(),
-        queries=len(recalls),
-        recall=float(np.mean(recalls)) if recalls else 1.0,
-        p50_ms=_percentile(times, 50),
-        p95_ms=_percentile(times, 95),
-        exact_p50_ms=_percentile(exact_times, 50),
-        exact_p95_ms=_percentile(exact_times, 95),
-        short=fewer,
-        index=table.index_state(),
-        against=_against(manifest),
-        source=source,
-        seed=seed,
-    )
+        there.append(len(hits))
+        floors.append(_floor(hits))
+        heard(row + 1)
+    return Truth(queries.rows(range(len(times))), tuple(there), tuple(floors), tuple(times))
 
 
-def index_queries(manifest: Manifest, queries: Floats) -> Floats | None:
-    """What an index on a projection is asked with: queries (m, stored dim) projected, or None."""
-    return None if manifest.index_reduction is None else manifest.index_reduction.apply(queries)
+def measure(table: Table, truth: Truth, *, end: float = math.inf, fewest: int = 1) -> Measured:
+    """How much the table's own search finds of the truth, and how long each search takes.
+
+    Until the clock shows `end`; `fewest` queries are always asked.
+    """
+    if table.manifest.layout.index is None:
+        # the search is the exact one
+        return Measured(tuple(1.0 for there in truth.there if there), truth.exact_ms, 0)
+    for row in range(min(_WARM_UP, len(truth))):
+        if perf_counter() < end:
+            _search(table, truth.queries, row, exact=False)
+    shares: list[float] = []
+    times: list[float] = []
+    fewer = 0
+    for row, (there, floor) in enumerate(zip(truth.there, truth.floors, strict=True)):
+        if row >= fewest and perf_counter() >= end:
+            break
+        hits, elapsed = _search(table, truth.queries, row, exact=False)
+        times.append(elapsed)
+        fewer += len(hits) < there
+        if there:
+            shares.append(min(1.0, sum(hit.score >= floor for hit in hits) / there))
+    return Measured(tuple(shares), tuple(times), fewer)
 
 
-def _recall(hits: Sequence[Hit], truth: Sequence[Hit]) -> float:
-    last = truth[-1].score
-    # the two scores come from the same float32 vectors, summed in a different order
-    floor = last - 1e-5 * max(1.0, abs(last))
-    return min(1.0, sum(hit.score >= floor for hit in hits) / len(truth))
-
-
-def _percentile(values: Sequence[float], percent: int) -> float:
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The value that so many percent of the others do not exceed; 0 without any."""
     return float(np.percentile(values, percent)) if values else 0.0
 
 
-def _against(manifest: Manifest) -> str:
+def against(manifest: Manifest) -> str:
+    """What exact search sees, in words."""
     shorten = manifest.layout.shorten
     kept = f"stored {manifest.layout.element} vectors"
     if shorten is None:
         return kept
     how = "truncated" if shorten.method == "truncate" else "projected by PCA"
     return f"{kept} {how} to {shorten.dim} of {manifest.space.dim} dimensions"
+
+
+def _search(table: Table, queries: Queries, row: int, *, exact: bool) -> tuple[list[Hit], float]:
+    """The hits of one query without its own record, and milliseconds."""
+    whole = queries.vectors[row : row + 1]
+    part = None if queries.short is None else queries.short[row : row + 1]
+    # a query that lies across the projection has no neighbours in it: a collection compares all of them, too
+    exact = exact or (part is not None and not part.any())
+    start = perf_counter()
+    hits = table.search(whole, part, k=queries.asked, where=queries.where, exact=exact)[0]
+    elapsed = (perf_counter() - start) * 1e3
+    own = None if queries.own is None else queries.own[row]
+    return [hit for hit in hits if hit.id != own][: queries.k], elapsed
+
+
+def _floor(hits: Sequence[Hit]) -> float:
+    if not hits:
+        return math.inf
+    last = hits[-1].score
+    # the two scores come from the same float32 vectors, summed in a different order
+    return last - 1e-5 * max(1.0, abs(last))
+
+
+def _warm(table: Table, queries: Queries, end: float) -> float:
+    """Ask some queries both ways, so that nothing is cold; the seconds to leave for a search by the index."""
+    spare = 0.0
+    for row in range(min(_WARM_UP, len(queries))):
+        if perf_counter() < end:
+            _search(table, queries, row, exact=True)
+            if table.manifest.layout.index is not None:
+                spare = _search(table, queries, row, exact=False)[1] / 1e3
+    return spare
+
+
+def _drift(table: Table, asked: Queries, *, sample: int, seed: int) -> Drift | None:
+    """How well the stored vectors fit the projection in the index; None where that is not a fitted one."""
+    reduction = table.manifest.index_reduction
+    if reduction is None or reduction.basis is None:
+        return None
+    stored = asked.vectors if asked.own is not None else table.sample(sample, seed=seed).vectors
+    return drift(table.manifest, stored)

@@ -54,6 +54,10 @@ class Evidence:
     `spectrum`: the share of the sample's energy (sum of squares; for l2 of its variance) in each principal
     direction, the strongest first, as many as were computed. `mean_energy`: the share that lies in the
     direction of the common mean. `seconds`: how long it took.
+    `asymmetric_bit`: signs compared with 8 bits of the query, as Qdrant does; the curve of "bit" among the
+    others is of signs compared with signs, as pgvector does. `asymmetric()` changes one for the other.
+    `at_the_door`: prefixes that are scaled back to the length of the whole vector, as those stored instead of
+    it are; an index holds them as they are. Empty under cosine, where both are the same.
     """
 
     k: int
@@ -66,6 +70,15 @@ class Evidence:
     spectrum: tuple[float, ...] = field(repr=False)
     mean_energy: float
     seconds: float
+    asymmetric_bit: Curve | None = field(default=None, repr=False)
+    at_the_door: tuple[Curve, ...] = field(default=(), repr=False)
+
+    def asymmetric(self) -> Evidence:
+        """The same evidence for a store that compares signs with 8 bits of the query."""
+        one = self.asymmetric_bit
+        if one is None:
+            return self
+        return replace(self, curves=tuple(one if old.element == one.element else old for old in self.curves))
 
     def curve(self, element: Element, shorten: Shorten | None) -> Curve | None:
         """What was measured of a representation; None where it was not.
@@ -132,7 +145,8 @@ class Evidence:
         index = layout.index
         if layout.shorten is not None:
             # the whole vectors are gone: re-ranking on the short ones brings nothing back
-            curve = self.curve("float16", layout.shorten)
+            own = (one for one in self.at_the_door if one.shorten == layout.shorten)
+            curve = next(own, None) or self.curve("float16", layout.shorten)
             return None if curve is None else (curve, 1)
         element, shorten = (index.element, index.shorten) if index else (layout.element, None)
         if element == "float32" and shorten is None:

@@ -6,15 +6,27 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from .evidence import SHOWN
 from .objections import BITS, times
-from .types import Element, Index, Layout, Spread
+from .types import Element, Index, Layout, Shorten, Spread
 
 if TYPE_CHECKING:
+    from .evidence import Curve, Evidence
     from .places import Other
     from .planner import Plan, Refusal
 
 _WIDTH = 88
-_METHODS = {"truncate": "prefix", "pca": "PCA"}
+_CODES: dict[Element, str] = {
+    "float32": "float32",
+    "float16": "float16",
+    "int8": "8 bits",
+    "turbo4": "4 bits",
+    "turbo2": "2 bits",
+    "turbo1": "1 bit",
+    "bit": "signs",
+}
+# sizes of shortened vectors that a terminal shows; the rest is in the JSON and in the report
+_SIZES = 5
 _PRECISION: dict[Element, str] = {
     "float32": "",
     "float16": "half-precision ",
@@ -44,9 +56,9 @@ def describe(layout: Layout, dim: int) -> str:
     """A layout for vectors of `dim` dimensions in words."""
     stored, parts = layout.stored_dim(dim), []
     if layout.shorten:
-        how = (
-            "cut to the Matryoshka prefix of" if layout.shorten.method == "truncate" else "reduced by PCA to"
-        )
+        how = "reduced by centred PCA to" if layout.shorten.centred else "reduced by PCA to"
+        if layout.shorten.method == "truncate":
+            how = "cut to the prefix of"
         parts.append(f"vectors {how} {stored:,} dims at the door")
     half = layout.element == "float16"
     if layout.index is None:
@@ -76,7 +88,9 @@ def _index(index: Index, dim: int, stored: int) -> str:
     source = ""
     if index.shorten:
         dims = f"{dim:,} of {stored:,} dims"
-        source = " on the Matryoshka prefix" if index.shorten.method == "truncate" else " on a PCA projection"
+        source = {False: " on a PCA projection", True: " on a centred PCA projection"}[index.shorten.centred]
+        if index.shorten.method == "truncate":
+            source = " on the prefix"
     if index.kind == "scan":
         return f"scan of a {precision}copy{source} ({index.element}, {dims}) inline in the table's pages"
     if index.kind == "hnsw":
@@ -99,6 +113,9 @@ def explain(plan: Plan) -> str:
     lines += _section("Chosen", [describe(plan.layout, plan.space.dim)])
     lines += _section("Because", list(why(plan)))
     lines += _section("Why here", list(plan.here))
+    lines += _section("Measured", list(measured(plan)))
+    if plan.evidence is not None:
+        lines += _table(plan.evidence)
     lines += _section("Takes", list(_takes(plan)))
     lines += _section("Search width", list(_width(plan.layout)))
     lines += _section("Note", list(plan.notes))
@@ -139,7 +156,7 @@ def _label(layout: Layout) -> str:
     else:
         text = f"{'scan of a copy' if index.kind == 'scan' else index.kind} on {index.element}"
         if index.shorten:
-            details.append(f"{_METHODS[index.shorten.method]} {index.shorten.dim:,}")
+            details.append(_shortened(index.shorten))
     if layout.element == "float16":
         details.append("stored as float16")
     if layout.inline:
@@ -147,8 +164,60 @@ def _label(layout: Layout) -> str:
     if layout.spread:
         details.append(f"{layout.spread.shards:,} shards")
     if layout.shorten:
-        details.append(f"{_METHODS[layout.shorten.method]} {layout.shorten.dim:,} at the door")
+        details.append(f"{_shortened(layout.shorten)} at the door")
     return f"{text} ({', '.join(details)})" if details else text
+
+
+def _shortened(shorten: Shorten) -> str:
+    if shorten.method == "truncate":
+        return f"prefix {shorten.dim:,}"
+    return f"{'centred ' if shorten.centred else ''}PCA {shorten.dim:,}"
+
+
+def measured(plan: Plan) -> Iterator[str]:
+    """What a sample said about the chosen layout, and how it was asked; nothing without evidence."""
+    evidence, expected = plan.evidence, plan.expected
+    if evidence is None:
+        return
+    if expected is not None:
+        wanted = "" if plan.target is None else f"; {plan.target:g} is wanted"
+        among = f" among {plan.rows:,} vectors" if plan.rows > evidence.rows else ""
+        rest = ", before what the index itself loses" if plan.layout.index is not None else ""
+        yield f"recall@{evidence.k} expected of this layout: {expected}{among}{rest}{wanted}"
+    source = f"held out of the sample, seed {evidence.seed}" if evidence.held_out else "given"
+    yield (
+        f"measured with {evidence.queries:,} queries ({source}) against exact search in all dimensions among "
+        f"{evidence.rows:,} vectors, in {lasting(evidence.seconds)}"
+    )
+
+
+def representations(evidence: Evidence) -> Iterator[tuple[str, list[float]]]:
+    """Representations in a few words, each with its recall at the oversamplings `SHOWN`.
+
+    Of many sizes some, of two projections to one size the better.
+    """
+    for one in evidence.curves:
+        if one.shorten is None:
+            yield _CODES[one.element], _shown(one)
+    for method in ("truncate", "pca"):
+        sizes = evidence.sizes(method)
+        step = -(-len(sizes) // _SIZES)
+        for size in sizes[::-1][:: max(step, 1)]:
+            shorten = Shorten("truncate", size) if method == "truncate" else evidence.projection(size)
+            curve = evidence.curve("float16", shorten)
+            if shorten is not None and curve is not None:
+                yield _shortened(shorten), _shown(curve)
+
+
+def _shown(curve: Curve) -> list[float]:
+    return [curve.found[oversample - 1].mean for oversample in SHOWN]
+
+
+def _table(evidence: Evidence) -> Iterator[str]:
+    yield "  recall where for each hit so many candidates are re-ranked:"
+    yield f"  {'':<18}" + "".join(f"{size:>7}x" for size in SHOWN)
+    for name, found in representations(evidence):
+        yield f"  {name:<18}" + "".join(f"{share:>8.3f}" for share in found)
 
 
 def _section(title: str, items: list[str]) -> Iterator[str]:
@@ -191,20 +260,24 @@ def why(plan: Plan) -> Iterator[str]:
         yield "its lists are built in less memory than an hnsw graph"
     if index is None:
         return
+    # without oversampling the index alone decides which records are found
+    again = "re-ranking on the whole is exact" if layout.oversample > 1 else "no more are needed"
+    order = "; re-ranking on the whole restores the order" if layout.oversample > 1 else ""
     if index.shorten and index.shorten.method == "truncate":
-        yield "the model is trained so that a prefix is an embedding; re-ranking on the whole is exact"
+        if plan.evidence is not None and plan.target is not None:
+            yield f"a prefix finds enough candidates, by measure; {again}"
+        else:
+            yield f"the model is trained so that a prefix is an embedding; {again}"
     elif index.shorten:
-        yield "the projection keeps most of what tells the vectors apart; re-ranking on the whole is exact"
+        yield f"the projection keeps most of what tells the vectors apart; {again}"
     elif index.element in ("int8", "turbo4", "turbo2", "turbo1"):
         bits = BITS[index.element]
-        yield (
-            f"{bits} bit{'s' if bits > 1 else ''} for each dimension: {32 // bits} times smaller; "
-            f"re-ranking on the whole restores the order"
-        )
+        yield (f"{bits} bit{'s' if bits > 1 else ''} for each dimension: {32 // bits} times smaller{order}")
     elif index.element == "bit":
-        yield "one bit for each dimension is 32 times smaller; re-ranking on the whole restores the order"
+        yield f"one bit for each dimension is 32 times smaller{order}"
     elif index.element == "float16" and layout.element == "float32":
-        yield "half precision finds the same neighbours in half the bytes; float32 stays, to re-rank"
+        kept = "; float32 stays, to re-rank" if layout.oversample > 1 else ""
+        yield f"half precision finds the same neighbours in half the bytes{kept}"
 
 
 def _takes(plan: Plan) -> Iterator[str]:

@@ -6,13 +6,16 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .errors import InputError, ManifestError
 from .recall import Recall
 from .reduction import Reduction
 from .types import FieldKind, Layout, Space
+
+if TYPE_CHECKING:
+    from .types import Floats
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,47}")
@@ -118,6 +121,10 @@ class Manifest:
     def stored_dim(self) -> int:
         """Components of a stored vector."""
         return self.layout.stored_dim(self.space.dim)
+
+    def projected(self, vectors: Floats) -> Floats | None:
+        """Stored vectors (n, stored dim) as an index on a projection compares them; None for others."""
+        return None if self.index_reduction is None else self.index_reduction.apply(vectors)
 
     def dump(self) -> tuple[str, bytes]:
         """The manifest as JSON text, and the fitted basis as raw bytes (empty where there is none)."""

@@ -1,31 +1,40 @@
 """The layout that suits an embedding space, with the reasons: the first candidate without an objection.
 
-`candidates` holds the policy: layouts in order of preference, the most exact first. Limits and budgets
-object, each with a sentence; of several places, `places` chooses one. Nothing here talks to a server or loads
-a driver.
+`candidates` holds the policy: layouts in order of preference, the most exact first. Limits, budgets and the
+recall measured on a sample object, each with a sentence; of several places, `places` chooses one. Nothing
+here talks to a server or loads a driver; numpy is loaded to measure a sample, and only then.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
-from . import models
-from .candidates import candidates
+from . import models, notes
+from .budgets import Budget, too_big, too_little, too_slow
+from .candidates import Aim, candidates
 from .errors import InputError, PlanError
-from .explain import describe, explain, grouped, human, lasting
+from .evidence import Evidence
+from .explain import describe, explain, grouped, human
 from .limits import Limits
 from .limits import limits as limits_of
-from .objections import QUANTISED
 from .places import Other, choose
+from .recall import Recall
 from .sizes import Estimates, estimate, in_bytes
-from .types import Layout, Metric, Space
+from .speeds import Speeds
+from .types import Layout, Metric, Progress, Space
+
+if TYPE_CHECKING:
+    # numpy costs a tenth of a second; planning without a sample does without it
+    from numpy.typing import ArrayLike
 
 DEFAULT_ROWS = 100_000
+# seconds that one search may take where nobody says how many
 LATENCY = 0.1
+K = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +50,9 @@ class Plan:
     """The layout chosen for a space, and why; `print(plan.explain())` shows it as text.
 
     `refused`: the layouts that would have been preferred, in order, each with its reason. `notes`: what was
-    assumed, and what to watch. Where several places were planned for, `place` names the one that was chosen,
-    `here` says why, in sentences, and `others` why not the rest.
+    assumed, and what to watch. `target`: the recall@k that was asked for; `evidence`: what was measured on a
+    sample. Where several places were planned for, `place` names the one that was chosen, `here` says why, in
+    sentences, and `others` why not the rest.
     """
 
     space: Space
@@ -52,9 +62,23 @@ class Plan:
     refused: tuple[Refusal, ...]
     estimates: Estimates
     notes: tuple[str, ...]
+    target: float | None = None
+    evidence: Evidence | None = field(default=None, repr=False)
     place: str = ""
     here: tuple[str, ...] = ()
     others: tuple[Other, ...] = ()
+
+    @property
+    def expected(self) -> Recall | None:
+        """The recall@k that the chosen layout's representation should find, by the evidence; None without.
+
+        The loss of a graph, or of lists that are not read, is not part of it: tuning takes care of that.
+        """
+        return None if self.evidence is None else self.evidence.recall(self.layout, rows=self.rows)
+
+    def describe(self) -> str:
+        """The chosen layout in a few words."""
+        return describe(self.layout, self.space.dim)
 
     def explain(self) -> str:
         """The plan as text for a terminal: choice, reasons, sizes, assumptions, refusals; 88 columns."""
@@ -67,11 +91,14 @@ class Plan:
             "rows": self.rows,
             "backend": self.limits.backend,
             "version": self.limits.version,
-            "chosen": describe(self.layout, self.space.dim),
+            "chosen": self.describe(),
             "layout": self.layout.to_dict(),
             "refused": [{"layout": one.layout.to_dict(), "reason": one.reason} for one in self.refused],
             "estimates": asdict(self.estimates),
             "notes": list(self.notes),
+            "recall": self.target,
+            "expected": None if (one := self.expected) is None else asdict(one),
+            "evidence": None if self.evidence is None else self.evidence.to_dict(),
             "nodes": self.limits.nodes,
             "place": self.place,
             "here": list(self.here),
@@ -79,15 +106,27 @@ class Plan:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Budget:
-    memory: int | None
-    disk: int | None
-    latency: float
+class Wishes(TypedDict, total=False):
+    """What a plan shall reckon with; see `plan`."""
+
+    rows: int
+    metric: Metric
+    model: str | None
+    nested: Sequence[int] | None
+    memory: int | str | None
+    disk: int | str | None
+    latency: float | None
+    nodes: int | None
+    recall: float | None
+    k: int
+    sample: ArrayLike | Evidence | None
+    queries: ArrayLike | None
+    seed: int
+    progress: Progress | None
 
 
 def plan(
-    dim: int,
+    dim: int | None = None,
     *,
     rows: int = DEFAULT_ROWS,
     metric: Metric = "cosine",
@@ -96,74 +135,169 @@ def plan(
     nested: Sequence[int] | None = None,
     memory: int | str | None = None,
     disk: int | str | None = None,
-    latency: float = LATENCY,
+    latency: float | None = None,
     nodes: int | None = None,
+    recall: float | None = None,
+    k: int = K,
+    sample: ArrayLike | Evidence | None = None,
+    queries: ArrayLike | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Plan:
     """The best layout for `rows` vectors of `dim` dimensions, with the reasons. Needs no server.
 
     `on`: "flat", "pgvector", "qdrant", "edge", a version such as "pgvector@0.6.2", the Limits of a server, or
-    several of them in order of preference, of which the plan then chooses one.
-    `nested`: Matryoshka sizes of the vectors; None takes those known for `model`.
-    `memory` (for the index, while building and serving) and `disk` (for table and index), of one machine:
-    bytes, or text such as "16GB" or "512MiB"; None sets no bound. `latency`: seconds that one search may
-    take; a store without indexes only notes it, unless there are others. `nodes`: machines of a Qdrant
-    cluster.
-    Raises InputError for arguments that make no sense, PlanError where no layout fits.
+    several of them in order of preference, of which the plan then chooses one. `nested`: Matryoshka sizes of
+    the vectors; None takes those known for `model`. `memory` (for the index, while building and serving) and
+    `disk` (for table and index), of one machine: bytes, or text such as "16GB" or "512MiB"; None sets no
+    bound. `latency`: seconds that one search may take, 0.1 if not given; a store without indexes only notes
+    it, unless there are others. `nodes`: machines of a Qdrant cluster. `sample`: some of the vectors, float
+    (n, dim), on which the recall@`k` of every representation is measured, or what `measure` made of them;
+    `queries`, float (m, dim), else vectors held out of the sample, chosen by `seed`. `recall`: what is wanted
+    of recall@k. With a sample, layouts that find less are refused; where nothing approximate finds enough, an
+    exact scan that takes longer than 0.1 s is the answer. `progress` hears of the stage "measure". Raises
+    InputError for arguments that make no sense, PlanError where no layout fits.
     """
     wanted = [on] if isinstance(on, str | Limits) else list(on)
     if not wanted:
         raise InputError("expected at least one backend to plan for, got none")
     known = [limits_of(one) if isinstance(one, str) else one for one in wanted]
     places = [(f"{limits.backend} {limits.version}", limits) for limits in known]
-    return plan_places(
-        dim,
-        places=places,
-        rows=rows,
-        metric=metric,
-        model=model,
-        nested=nested,
-        memory=memory,
-        disk=disk,
-        latency=latency,
-        nodes=nodes,
-    )[1]
+    wishes: Wishes = {
+        "rows": rows,
+        "metric": metric,
+        "model": model,
+        "nested": nested,
+        "memory": memory,
+        "disk": disk,
+        "latency": latency,
+        "nodes": nodes,
+        "recall": recall,
+        "k": k,
+        "sample": sample,
+        "queries": queries,
+        "seed": seed,
+        "progress": progress,
+    }
+    return plan_places(dim, places=places, wishes=wishes)[1]
 
 
 def plan_places(
-    dim: int,
+    dim: int | None,
     *,
     places: Sequence[tuple[str, Limits]],
-    rows: int = DEFAULT_ROWS,
-    metric: Metric = "cosine",
-    model: str | None = None,
-    nested: Sequence[int] | None = None,
-    memory: int | str | None = None,
-    disk: int | str | None = None,
-    latency: float = LATENCY,
-    nodes: int | None = None,
+    wishes: Wishes,
+    speeds: Sequence[Speeds | None] | None = None,
 ) -> tuple[int, Plan]:
     """Which of `places` suits best, counted from 0, and the plan for it, which says why not the others.
 
     `places`: the name that a place has in the explanation, as its URL, and its limits; the one that is liked
-    best comes first. The rest, and what is raised, as for `plan`.
+    best comes first. `speeds`: what was measured on each, in this order, None where nothing was. The rest,
+    and what is raised, as for `plan`.
     """
-    space, rows = make_space(dim, metric=metric, model=model, nested=nested), whole_number(rows, "rows", 0)
-    if isinstance(latency, bool) or not isinstance(latency, int | float) or not 0 < latency < math.inf:
+    nested, latency = wishes.get("nested"), wishes.get("latency")
+    rows = whole_number(wishes.get("rows", DEFAULT_ROWS), "rows", 0)
+    target = share(wishes.get("recall"))
+    if latency is not None and (
+        isinstance(latency, bool) or not isinstance(latency, int | float) or not 0 < latency < math.inf
+    ):
         raise InputError(f"expected a latency above 0, in seconds, got {latency!r}")
-    budget = _Budget(_bytes(memory, "memory"), _bytes(disk, "disk"), float(latency))
-    places = clustered(places, nodes)
-    about = tuple(_about_model(space, asked=nested is None))
-    outcomes = [(name, _plan(space, rows, limits, budget, about)) for name, limits in places]
+    budget = Budget(
+        _bytes(wishes.get("memory"), "memory"),
+        _bytes(wishes.get("disk"), "disk"),
+        LATENCY if latency is None else float(latency),
+        latency is not None,
+    )
+    sample = wishes.get("sample")
+    space = make_space(
+        _dim(dim, sample),
+        metric=wishes.get("metric", "cosine"),
+        model=wishes.get("model"),
+        nested=nested,
+    )
+    places = clustered(places, wishes.get("nodes"))
+    evidence = None
+    if sample is not None:
+        evidence = measured(
+            sample,
+            space,
+            queries=wishes.get("queries"),
+            k=wishes.get("k", K),
+            seed=wishes.get("seed", 0),
+            progress=wishes.get("progress"),
+        )
+    elif wishes.get("queries") is not None:
+        raise InputError("expected a sample beside the queries: they are searched for in it")
+    about = tuple(notes.about_model(space, asked=nested is None))
+    outcomes = [
+        (name, _plan(space, rows, limits, speed, budget, about, target, evidence))
+        for (name, limits), speed in zip(places, speeds or [None] * len(places), strict=True)
+    ]
     chosen = choose(outcomes, latency=budget.latency)
     if chosen is not None:
         return chosen
-    what = f"no layout for {rows:,} vectors of {dim:,} dimensions"
+    what = f"no layout for {rows:,} vectors of {space.dim:,} dimensions"
     reasons = []
     for name, refused in outcomes:
         assert isinstance(refused, tuple)  # else it would have been chosen
         lines = "\n".join(f"- {line}" for line in grouped(refused))
         reasons.append(f"on {name} fits; refused were:\n{lines}")
     raise PlanError(f"{what} " + "\nand none ".join(reasons))
+
+
+def measured(
+    sample: ArrayLike | Evidence,
+    space: Space,
+    *,
+    queries: ArrayLike | None = None,
+    k: int = K,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evidence:
+    """What the sample says about representations of vectors in this space. Raises InputError."""
+    if isinstance(sample, Evidence):
+        if queries is not None:
+            raise InputError("expected queries where the sample is measured; this evidence is there already")
+        evidence = sample
+    else:
+        from .measuring import measure
+
+        evidence = measure(
+            sample,
+            metric=space.metric,
+            nested=space.nested,
+            queries=queries,
+            k=whole_number(k, "k", 1),
+            seed=seed,
+            progress=progress,
+        )
+    if evidence.dim != space.dim:
+        raise InputError(f"expected a sample of vectors of {space.dim:,} dimensions, got {evidence.dim:,}")
+    return evidence
+
+
+def _dim(dim: int | None, sample: ArrayLike | Evidence | None) -> int:
+    if dim is not None:
+        return dim
+    if isinstance(sample, Evidence):
+        return sample.dim
+    if sample is None:
+        raise InputError("expected the number of dimensions, or a sample of the vectors; got neither")
+    import numpy as np
+
+    shape = np.shape(sample)
+    if len(shape) != 2:
+        raise InputError(f"expected a sample of shape (n, dim), got {shape}")
+    return int(shape[1])
+
+
+def share(recall: float | None) -> float | None:
+    """A recall that is wanted, if it is one. Raises InputError."""
+    if recall is None:
+        return None
+    if isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 < recall <= 1:
+        raise InputError(f"expected a recall above 0, up to 1, as 0.95; got {recall!r}")
+    return float(recall)
 
 
 def clustered(places: Sequence[tuple[str, Limits]], nodes: int | None) -> list[tuple[str, Limits]]:
@@ -184,121 +318,61 @@ def clustered(places: Sequence[tuple[str, Limits]], nodes: int | None) -> list[t
 
 
 def _plan(
-    space: Space, rows: int, limits: Limits, budget: _Budget, about: tuple[str, ...]
+    space: Space,
+    rows: int,
+    limits: Limits,
+    speeds: Speeds | None,
+    budget: Budget,
+    about: tuple[str, ...],
+    target: float | None,
+    evidence: Evidence | None,
 ) -> Plan | tuple[Refusal, ...]:
     """The first candidate that nothing speaks against in one place, or all refusals."""
+    if evidence is not None and limits.has("asymmetric binary quantization"):
+        evidence = evidence.asymmetric()
+    aim = None if target is None or evidence is None else Aim(target, evidence, rows)
     refused: list[Refusal] = []
-    for layout in candidates(space, rows, limits):
-        reason = limits.objection(space, layout)
+    slow: Refusal | None = None
+
+    def estimated(layout: Layout) -> Estimates:
+        return estimate(space, layout, rows=rows, limits=limits, memory=budget.memory, speeds=speeds)
+
+    def made(layout: Layout, *first: str) -> Plan:
+        costs = estimated(layout)
+        others = tuple(one for one in refused if one.layout != layout)
+        proved = _proved(space, layout, aim)
+        said = (*first, *about, *notes.notes(space, layout, rows, limits, budget, costs))
+        said += tuple(notes.about_recall(space, layout, rows, target, evidence))
+        return Plan(proved, rows, layout, limits, others, costs, said, target, evidence)
+
+    for layout in candidates(space, rows, limits, aim=aim):
+        reason = limits.objection(_proved(space, layout, aim), layout)
         if reason is None:
-            costs = estimate(space, layout, rows=rows, limits=limits, memory=budget.memory)
-            reason = _too_much(space, layout, rows, limits, budget, costs)
+            costs = estimated(layout)
+            reason = too_big(layout, limits, budget, costs) or too_little(layout, aim)
             if reason is None:
-                notes = (*about, *_notes(space, layout, rows, limits, budget, costs))
-                return Plan(space, rows, layout, limits, tuple(refused), costs, notes)
+                reason = too_slow(space, layout, rows, limits, budget, costs)
+                if reason is None:
+                    return made(layout)
+                if slow is None and layout.index is None and layout.shorten is None:
+                    slow = Refusal(layout, reason)
         refused.append(Refusal(layout, reason))
-    return tuple(refused)
+    if aim is None or slow is None or budget.firm:
+        return tuple(refused)
+    within = "" if budget.memory is None else f" within {human(budget.memory)} of memory"
+    return made(
+        slow.layout,
+        f"nothing approximate finds {aim.target:g} of the nearest{within}; {slow.reason}, the default",
+    )
 
 
-def _too_much(
-    space: Space, layout: Layout, rows: int, limits: Limits, budget: _Budget, costs: Estimates
-) -> str | None:
-    """Why this layout breaks a budget, with both numbers."""
-    total, index = costs.table_bytes + costs.index_bytes, layout.index
-    each = " on each machine" if limits.nodes > 1 else ""
-    if budget.disk is not None and total > budget.disk:
-        return (
-            f"it takes about {human(total)} on disk{each} (table {human(costs.table_bytes)}, index "
-            f"{human(costs.index_bytes)}); the budget is {human(budget.disk)}"
-        )
-    if budget.memory is not None and index is not None and index.kind != "scan":
-        if costs.build_memory_bytes > budget.memory:
-            return (
-                f"building its index takes about {human(costs.build_memory_bytes)} of memory{each}; the "
-                f"budget is {human(budget.memory)}{_machines(limits, layout, costs, budget.memory)}"
-            )
-        if index.kind == "hnsw" and costs.serve_memory_bytes > budget.memory:
-            return (
-                f"its index of about {human(costs.serve_memory_bytes)}{each} is read at random and has to "
-                f"stay in memory; the budget is {human(budget.memory)}"
-                f"{_machines(limits, layout, costs, budget.memory)}"
-            )
-    if costs.scan_seconds <= budget.latency or not limits.indexed:
-        return None
-    took, allowed = lasting(costs.scan_seconds), lasting(budget.latency)
-    if index is not None and index.kind == "ivfflat":
-        part = f"{index.probes:,} of {index.lists:,} lists"
-        return f"one search reads {part}, which takes about {took}; the budget is {allowed}"
-    what = "a scan of the copy" if index is not None else "an exact scan"
-    return f"{what} of {rows:,} x {layout.index_dim(space.dim):,} takes about {took}; the budget is {allowed}"
-
-
-def _machines(limits: Limits, layout: Layout, costs: Estimates, memory: int) -> str:
-    """How large a Qdrant cluster would have to be for this layout's memory; nothing to say for others."""
-    if limits.backend != "qdrant":
-        return ""
-    kept = layout.spread.replication if layout.spread else 1
-    once = max(costs.build_memory_bytes, costs.serve_memory_bytes) * limits.nodes / kept
-    machines = max(math.ceil(2 * once / memory), 2)
-    return f"; a cluster of {machines:,} such machines would hold it, each shard kept twice"
-
-
-def _notes(
-    space: Space, layout: Layout, rows: int, limits: Limits, budget: _Budget, costs: Estimates
-) -> Iterator[str]:
-    if limits.assumed:
-        yield f"{limits.backend} {limits.version} is assumed; name another as {limits.backend}@VERSION"
-    if limits.indexed:
-        default = ", the default" if budget.latency == LATENCY else ""
-        yield f"one search may take {lasting(budget.latency)}{default}; times are rough"
-    elif costs.scan_seconds > budget.latency:
-        yield (
-            f"{limits.backend} storage has no index: one search takes about {lasting(costs.scan_seconds)}, "
-            f"the budget is {lasting(budget.latency)}; a store with an index, such as pgvector, is faster"
-        )
-    if limits.backend in ("qdrant", "edge"):
-        yield from _about_qdrant(space, layout, limits)
-    for shorten in (layout.shorten, layout.index.shorten if layout.index else None):
-        if shorten and shorten.method == "pca":
-            yield (
-                f"the projection is fitted on your own vectors: creating needs a sample of at least "
-                f"{shorten.dim:,}, better some thousand more"
-            )
-    if layout.shorten:
-        yield "what is cut off at the door is not stored: no search can be exact again"
-    if layout.half:
-        yield "half precision holds values below 65,520 and keeps about three digits of each"
-    if layout.index and layout.index.element == "bit":
-        yield "signs suit vectors that are centred on zero: measure recall on your own before you rely on it"
-        if space.metric != "cosine":
-            yield f"signs know directions only: under {space.metric} they serve vectors of equal length"
-    if (
-        layout.index
-        and layout.index.kind == "hnsw"
-        and "repaired hnsw vacuum" in limits.features
-        and not limits.assumed
-        and not limits.has("repaired hnsw vacuum")
-    ):
-        fixed = limits.features["repaired hnsw vacuum"].since
-        yield f"before {limits.backend} {fixed}, vacuum after many deletes can damage hnsw: upgrade"
-
-
-def _about_qdrant(space: Space, layout: Layout, limits: Limits) -> Iterator[str]:
-    index, spread = layout.index, layout.spread
-    if index is not None:
-        # Qdrant's full_scan_threshold and indexing_threshold, both of one segment (config/config.yaml)
-        few = 10_000 * 1024 // (layout.stored_dim(space.dim) * (4 if layout.element == "float32" else 2))
-        yield (
-            f"Qdrant itself scans segments of less than 10,000 KB, here {few:,} vectors, exactly and without "
-            f"their index"
-        )
-        if index.element in QUANTISED:
-            yield "quantised copies are made when the index is built; the whole vectors may stay on disk"
-    if spread is not None:
-        yield (
-            f"the number of shards is fixed once the collection is made: {spread.shards:,} let it grow to "
-            f"{spread.shards * spread.replication:,} machines"
-        )
+def _proved(space: Space, layout: Layout, aim: Aim | None) -> Space:
+    """The space with the prefix of a layout among its nested sizes, where evidence is what judges it."""
+    if aim is None:
+        return space
+    shortened = (layout.shorten, layout.index.shorten if layout.index else None)
+    sizes = {one.dim for one in shortened if one is not None and one.method == "truncate"}
+    return replace(space, nested=tuple(sorted({*space.nested, *sizes}, reverse=True)))
 
 
 def make_space(
@@ -321,20 +395,6 @@ def make_space(
         return Space(dim, metric, models.nested_sizes(model, dim=dim), model)
     given = {whole_number(size, "a nested size", 1) for size in nested}
     return Space(dim, metric, tuple(sorted((size for size in given if size < dim), reverse=True)), model)
-
-
-def _about_model(space: Space, *, asked: bool) -> Iterator[str]:
-    known = models.find(space.model) if space.model else None
-    if known and space.dim != known.dim and space.dim not in known.nested:
-        trained = f", or {', '.join(f'{size:,}' for size in known.nested)}" if known.nested else ""
-        yield (
-            f"{known.name} is known to give vectors of {known.dim:,} dimensions{trained}; "
-            f"these have {space.dim:,}"
-        )
-    if asked and space.model and not known:
-        yield (
-            f"{space.model} is not in the model catalogue: if it is a Matryoshka model, pass its nested sizes"
-        )
 
 
 def whole_number(value: object, name: str, least: int) -> int:

@@ -2,8 +2,8 @@
 
 The numbers for pgvector come from the rules by which PostgreSQL and pgvector fill their 8 KB pages; they are
 compared with `pg_relation_size` on a real server in the tests; those for Qdrant were measured in its files.
-Seconds are rough: see `RATES`. Documents and metadata are not counted: they come on top, and only you know
-how long they are.
+Seconds follow from `speeds`, rough or measured on the place. Documents and metadata are not counted: they
+come on top, and only you know how long they are.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .errors import InputError
 from .limits import Limits
 from .objections import BITS, QUANTISED, has_copy
-from .types import Element, Index, Layout, Space
+from .speeds import DISK, HITS, ROUGH, Rate, Speeds, build_graph, build_lists, walk_graph
+from .types import Element, Layout, Space
 
 PAGE = 8192
 ID = 20  # an id of 16 characters, its length byte, and the alignment of the vector behind it
@@ -58,6 +59,8 @@ class Estimates:
     `table_bytes`: everything on disk but the search index. `build_memory_bytes`: to build that in memory.
     `serve_memory_bytes`: what searches read again and again, and should therefore stay cached.
     `scan_seconds`: how long one search reads vectors from end to end; 0.0 for hnsw, which walks a graph.
+    `build_seconds`: to build the index once the rows are there, 0.0 without one. `query_seconds`: one search
+    for 10 hits, all in. `calibrated`: the seconds are by the speeds of the very place, not by rough ones.
     """
 
     table_bytes: int
@@ -65,48 +68,30 @@ class Estimates:
     build_memory_bytes: int
     serve_memory_bytes: int
     scan_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """How fast vectors are compared with one query, serially: seconds for each row, and bytes per second."""
-
-    row: float
-    bytes: float
-    source: str = field(compare=False)
-
-
-# Measured with vecbridge's own tables, cosine, one query at a time on two cores of a 2024 server (AMD EPYC),
-# PostgreSQL 18.4 and pgvector 0.8.5 with default settings, numpy 2.4 for flat. A cost model within a factor
-# of two: processors, caches and neighbours differ.
-RATES = {
-    "inline": Rate(
-        0.35e-6, 2.7e9, "float32 768 to 2,008: 1.9 to 3.1 us; float16 3,584: 3.0 us; bit 4,096: 0.4 us"
-    ),
-    "beside": Rate(
-        1.0e-6, 1.0e9, "float32 768, 1,536, 3,584 TOASTed: 3.9, 8.3, 22.8 us; float16 3,584: 8.6 us"
-    ),
-    "flat float32": Rate(
-        0.02e-6, 8e9, "float32 8, 384, 3,584: 0.009, 0.09, 0.6 us in memory; mapped files less"
-    ),
-    "flat float16": Rate(
-        0.02e-6, 0.7e9, "float16 384, 3,584: 1.5, 10 us; numpy converts before it multiplies"
-    ),
-    "qdrant float32": Rate(
-        0.05e-6, 8e9, "Edge 0.9.0, 1,024: 0.55 us on a busy machine, 0.19 us on an idle one, in its caches"
-    ),
-    "qdrant float16": Rate(
-        0.05e-6, 6e9, "Edge 0.9.0, 1,024: 0.37 us on a busy machine, 0.09 us on an idle one, in its caches"
-    ),
-    "disk": Rate(0.0, 0.5e9, "an ordinary SSD; assumed where the memory budget does not hold what is read"),
-}
+    build_seconds: float
+    query_seconds: float
+    calibrated: bool
 
 
 def estimate(
-    space: Space, layout: Layout, *, rows: int, limits: Limits, memory: int | None = None
+    space: Space,
+    layout: Layout,
+    *,
+    rows: int,
+    limits: Limits,
+    memory: int | None = None,
+    speeds: Speeds | None = None,
 ) -> Estimates:
-    """What `rows` vectors take in this layout; where `memory` holds less than is read, at disk speed."""
-    return _MODELS[limits.backend](space.dim, layout, rows, limits, memory)
+    """What `rows` vectors take in this layout; where `memory` holds less than is read, at disk speed.
+
+    `speeds`: those that `calibrate` measured on the place; rough ones without. Raises InputError for speeds
+    of another backend.
+    """
+    if speeds is not None and speeds.backend != limits.backend:
+        raise InputError(
+            f"expected speeds of {limits.backend}, got those of {speeds.backend}; run vecbridge calibrate"
+        )
+    return _MODELS[limits.backend](space.dim, layout, rows, limits, memory, speeds or ROUGH[limits.backend])
 
 
 def vector_bytes(element: Element, dim: int) -> int:
@@ -239,50 +224,73 @@ def _beside(value: int) -> float:
     return pages * PAGE / rows + len(pieces) * 20 / 0.9
 
 
-def _pgvector(dim: int, layout: Layout, rows: int, limits: Limits, memory: int | None) -> Estimates:
-    stored, index = layout.stored_dim(dim), layout.index
-    row = row_bytes(layout, stored)
-    table = math.ceil(rows * (row.heap + row.beside + row.key))
-    if index is None:
-        vector = vector_bytes(layout.element, stored)
-        read = rows * (vector if row.beside and not layout.inline else row.heap)
-        seconds = _seconds(
-            "beside" if row.beside and not layout.inline else "inline", rows, vector, read, memory
-        )
-        return Estimates(table, 0, 0, math.ceil(rows * (row.heap + row.beside)), seconds)
-    return _pgvector_index(index, layout.index_dim(dim), rows, memory, table, math.ceil(rows * row.heap))
-
-
-def _pgvector_index(
-    index: Index, dim: int, rows: int, memory: int | None, table: int, heap: int
+def _pgvector(
+    dim: int, layout: Layout, rows: int, limits: Limits, memory: int | None, speeds: Speeds
 ) -> Estimates:
-    element, value = index.element, vector_bytes(index.element, dim)
+    stored, index = layout.stored_dim(dim), layout.index
+    row, vector = row_bytes(layout, stored), vector_bytes(layout.element, stored)
+    beside = bool(row.beside) and not layout.inline
+    table, heap = math.ceil(rows * (row.heap + row.beside + row.key)), math.ceil(rows * row.heap)
+    whole = speeds.scans["beside" if beside else "inline"]
+    if index is None:
+        read = rows * (vector if beside else row.heap)
+        seconds = _seconds(whole, rows, vector, read, memory)
+        serve = math.ceil(rows * (row.heap + row.beside))
+        return Estimates(table, 0, 0, serve, seconds, 0.0, speeds.trip + seconds, speeds.calibrated)
+    element, value = index.element, vector_bytes(index.element, layout.index_dim(dim))
+    wanted = min(HITS * layout.oversample, rows)
+    again = speeds.again if beside else replace(speeds.again, bytes=speeds.scans["inline"].bytes)
+    query = speeds.trip + again.seconds(wanted, vector)
     if index.kind == "scan":
-        return Estimates(table, 0, 0, heap, _seconds("inline", rows, value, heap, memory))
+        seconds = _seconds(speeds.scans["inline"], rows, value, heap, memory)
+        return Estimates(table, 0, 0, heap, seconds, 0.0, query + seconds, speeds.calibrated)
+    # a copy lies in the row, an expression is computed from the stored vector
+    build = speeds.start + (
+        speeds.scans["inline"].seconds(rows, value) if has_copy(layout) else whole.seconds(rows, vector)
+    )
     if index.kind == "hnsw":
-        size = hnsw_bytes(rows, element, dim, m=index.m)
-        return Estimates(table, size, hnsw_memory(rows, element, dim, m=index.m), size, 0.0)
-    lists = max(index.lists, 1)
-    share = min(max(index.probes, 1) / lists, 1.0)
-    size = ivfflat_bytes(rows, element, dim, lists=lists)
-    cached = memory is None or size <= memory
-    seconds = _seconds("inline", math.ceil(rows * share), value, size * share, None if cached else 0)
-    return Estimates(table, size, ivfflat_memory(rows, element, dim, lists=lists), size, seconds)
+        size, seconds = hnsw_bytes(rows, element, layout.index_dim(dim), m=index.m), 0.0
+        need = hnsw_memory(rows, element, layout.index_dim(dim), m=index.m)
+        build += build_graph(speeds, rows, size=value, index=index)
+        walk = walk_graph(speeds, rows, size=value, index=index, wanted=wanted)
+        query += walk
+    else:
+        lists = max(index.lists, 1)
+        share = min(max(index.probes, 1) / lists, 1.0)
+        size = ivfflat_bytes(rows, element, layout.index_dim(dim), lists=lists)
+        need = ivfflat_memory(rows, element, layout.index_dim(dim), lists=lists)
+        cached = memory is None or size <= memory
+        held = None if cached else 0
+        seconds = _seconds(speeds.scans["inline"], math.ceil(rows * share), value, size * share, held)
+        build += build_lists(speeds, rows, size=value, lists=lists)
+        query += seconds + speeds.scans["inline"].seconds(lists, value)
+    return Estimates(table, size, need, size, seconds, build if rows else 0.0, query, speeds.calibrated)
 
 
-def _flat(dim: int, layout: Layout, rows: int, limits: Limits, memory: int | None) -> Estimates:
+def _flat(
+    dim: int, layout: Layout, rows: int, limits: Limits, memory: int | None, speeds: Speeds
+) -> Estimates:
     value = layout.stored_dim(dim) * (4 if layout.element == "float32" else 2)
     matrix = rows * value
-    seconds = _seconds(f"flat {layout.element}", rows, value, matrix, memory)
+    seconds = _seconds(speeds.scans[layout.element], rows, value, matrix, memory)
     # 160 bytes: SQLite's row and its two indexes for an id of 16 characters and a digest
-    return Estimates(matrix + rows * 160, 0, 0, matrix, seconds)
+    return Estimates(
+        matrix + rows * 160, 0, 0, matrix, seconds, 0.0, speeds.trip + seconds, speeds.calibrated
+    )
 
 
 # Bytes that Qdrant keeps for each point beside its vectors, measured in the files of Edge 0.9.0: a block of
 # 128 for a payload of id and digest, 16 for where it lies, 29 for the point's id and version
 PAYLOAD, IDS = 144, 29
-# the log: what was written last, in files of 32 MiB of which one closed is kept and one is being filled
-LOG, LOGGED = 48 * 2**20, 400
+# the log: each component of a vector as a number in CBOR, and the rest of the point; in files of 32 MiB, of
+# which one closed is kept (wal_capacity_mb, wal_retain_closed) and one is being filled
+LOG, LOGGED, COMPONENT = 32 * 2**20, 143, 5
+
+
+def log_bytes(rows: float, dim: int) -> float:
+    """Bytes of one shard's log after `rows` points were written: measured at 128 to 1,024 dimensions."""
+    written = rows * (COMPONENT * dim + LOGGED)
+    return written if written <= LOG else LOG + written % LOG
 
 
 def graph_bytes(rows: int, m: int) -> int:
@@ -300,7 +308,9 @@ def quantised_bytes(element: Element, dim: int) -> int:
     return _component_bytes(element, dim) + extra
 
 
-def _qdrant(dim: int, layout: Layout, rows: int, limits: Limits, memory: int | None) -> Estimates:
+def _qdrant(
+    dim: int, layout: Layout, rows: int, limits: Limits, memory: int | None, speeds: Speeds
+) -> Estimates:
     """Of each machine, where the collection is spread: replicas lie on all of them alike.
 
     Memory for vectors that a graph is walked with is half as much again as they take: Qdrant's own rule
@@ -308,43 +318,56 @@ def _qdrant(dim: int, layout: Layout, rows: int, limits: Limits, memory: int | N
     counted as it is: the vectors beside it can stay on disk.
     """
     stored, index, spread = layout.stored_dim(dim), layout.index, layout.spread
-    share, shards = 1.0, 1
+    share, shards, part = 1.0, 1, rows
     if spread is not None:
         share, shards = spread.replication / limits.nodes, spread.shards
+        # one machine searches its part of the shards, each of them once
+        part = math.ceil(rows / limits.nodes)
     value = _component_bytes(layout.element, stored)
-    # a vector of its own for the index is logged as well
+    # a vector of its own for the index is stored and logged as well
     short = index.shorten.dim if index is not None and index.shorten else 0
-    log = min(rows * (4 * (stored + short) + LOGGED), shards * LOG)
-    table = math.ceil(share * (rows * (value + PAYLOAD + IDS) + log))
+    own = _component_bytes(index.element, short) if index is not None and short else 0
+    log = shards * log_bytes(rows / shards, stored + short)
+    table = math.ceil(share * (rows * (value + own + PAYLOAD + IDS) + log))
     if index is None:
-        # one machine scans its part of the shards, each of them once
-        part = math.ceil(rows / limits.nodes) if spread is not None else rows
-        seconds = _seconds(f"qdrant {layout.element}", part, value, part * value, memory)
-        return Estimates(table, 0, 0, math.ceil(share * rows * (value + IDS)), seconds)
+        seconds = _seconds(speeds.scans[layout.element], part, value, part * value, memory)
+        serve = math.ceil(share * rows * (value + IDS))
+        return Estimates(table, 0, 0, serve, seconds, 0.0, speeds.trip + seconds, speeds.calibrated)
     links = graph_bytes(rows, index.m)
     if index.element in QUANTISED:
         held = rows * quantised_bytes(index.element, stored)
         walked = held
     else:
-        held = rows * _component_bytes(index.element, short)
+        held = 0
         walked = math.ceil(1.5 * rows * _component_bytes(index.element, layout.index_dim(dim)))
     # while the graph is built its links are whole numbers in lists of their own: measured 241 bytes at m = 16
-    build = walked + rows * (8 * index.m + 112)
+    memory_to_build = walked + rows * (8 * index.m + 112)
     serve = walked + links + rows * IDS
+    # what the graph is walked with counts as a whole vector of as many dimensions: see `speeds`
+    wanted, size = min(HITS * layout.oversample, rows), _component_bytes("float32", layout.index_dim(dim))
+    again = speeds.again.seconds(wanted if layout.oversample > 1 else 0, value)
+    walk = walk_graph(speeds, part, size=size, index=index, wanted=wanted)
     return Estimates(
-        table, math.ceil(share * (links + held)), math.ceil(share * build), math.ceil(share * serve), 0.0
+        table,
+        math.ceil(share * (links + held)),
+        math.ceil(share * memory_to_build),
+        math.ceil(share * serve),
+        0.0,
+        speeds.start + build_graph(speeds, math.ceil(share * rows), size=size, index=index) if rows else 0.0,
+        speeds.trip + walk + again,
+        speeds.calibrated,
     )
 
 
-def _seconds(rate: str, rows: int, value: int, read: float, memory: int | None) -> float:
+def _seconds(rate: Rate, rows: int, value: int, read: float, memory: int | None) -> float:
     """Seconds to compare `rows` vectors of `value` bytes; at disk speed where `read` exceeds `memory`."""
-    seconds = rows * (RATES[rate].row + value / RATES[rate].bytes)
+    seconds = rate.seconds(rows, value)
     if memory is not None and read > memory:
-        seconds = max(seconds, read / RATES["disk"].bytes)
+        seconds = max(seconds, read / DISK.bytes)
     return seconds
 
 
-_MODELS: dict[str, Callable[[int, Layout, int, Limits, int | None], Estimates]] = {
+_MODELS: dict[str, Callable[[int, Layout, int, Limits, int | None, Speeds], Estimates]] = {
     "flat": _flat,
     "pgvector": _pgvector,
     "qdrant": _qdrant,

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from numpy.typing import ArrayLike
 
-from . import backends, checks, planner
+from . import backends, calibrations, checks, planner
 from .backends import Backend, Table
-from .collection import Collection
+from .collection import Collection, fitted
 from .errors import (
     Busy,
     CollectionExists,
@@ -28,27 +28,16 @@ from .errors import (
 )
 from .limits import Limits
 from .manifest import Chunking, Manifest, check_name
-from .planner import DEFAULT_ROWS, LATENCY, Plan, make_space, whole_number
-from .reduction import Reduction, fit
-from .types import FieldKind, Layout, Metric, Shorten
+from .planner import DEFAULT_ROWS, Plan, Wishes, make_space, whole_number
+from .speeds import Speeds
+from .types import FieldKind, Layout, Metric, Progress, Space
 
 if TYPE_CHECKING:
-    from .types import Floats
+    from .evidence import Evidence
 
 __all__ = ["Collection", "Place", "Store", "connect"]
 
 T = TypeVar("T")
-
-
-class _Wishes(TypedDict):
-    metric: Metric
-    rows: int
-    model: str | None
-    nested: Sequence[int] | None
-    memory: int | str | None
-    disk: int | str | None
-    latency: float
-    nodes: int | None
 
 
 # a place may come back from these by itself
@@ -111,6 +100,15 @@ class Place:
     def limits(self) -> Limits:
         """What can be held and indexed here. Raises Unavailable while it does not answer."""
         return self.ask(lambda backend: backend.limits())
+
+    @property
+    def speeds(self) -> Speeds | None:
+        """How fast it is, as `vecbridge calibrate` found the last time; None where that was never run."""
+        try:
+            return calibrations.known(self.url)
+        except InputError:
+            # a damaged file makes times rough; the next calibration sets it aside
+            return None
 
     @property
     def away(self) -> bool:
@@ -208,7 +206,7 @@ class Store:
 
     def plan(
         self,
-        dim: int,
+        dim: int | None = None,
         *,
         metric: Metric = "cosine",
         rows: int = DEFAULT_ROWS,
@@ -216,26 +214,39 @@ class Store:
         nested: Sequence[int] | None = None,
         memory: int | str | None = None,
         disk: int | str | None = None,
-        latency: float = LATENCY,
+        latency: float | None = None,
         nodes: int | None = None,
+        recall: float | None = None,
+        k: int = planner.K,
+        sample: ArrayLike | Evidence | None = None,
+        queries: ArrayLike | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
     ) -> Plan:
-        """What `create` would make of these vectors here, and why; makes nothing. Raises as `create` does."""
-        return self._planned(
-            dim,
-            metric=metric,
-            rows=rows,
-            model=model,
-            nested=nested,
-            memory=memory,
-            disk=disk,
-            latency=latency,
-            nodes=nodes,
-        )[1]
+        """What `create` would make of these vectors here, and why; makes nothing. See `vecbridge.plan`."""
+        wishes: Wishes = {
+            "metric": metric,
+            "rows": rows,
+            "model": model,
+            "nested": nested,
+            "memory": memory,
+            "disk": disk,
+            "latency": latency,
+            "nodes": nodes,
+            "recall": recall,
+            "k": k,
+            "sample": sample,
+            "queries": queries,
+            "seed": seed,
+            "progress": progress,
+        }
+        return self._planned(dim, wishes)[1]
 
-    def _planned(self, dim: int, **wishes: Unpack[_Wishes]) -> tuple[Place, Plan]:
+    def _planned(self, dim: int | None, wishes: Wishes) -> tuple[Place, Plan]:
         """Where the collection would go, and the plan for it."""
         places = [(place.url, place.limits) for place in self._places]
-        number, plan = planner.plan_places(dim, places=places, **wishes)
+        speeds = [place.speeds for place in self._places]
+        number, plan = planner.plan_places(dim, places=places, wishes=wishes, speeds=speeds)
         return self._places[number], plan
 
     def create(
@@ -248,64 +259,95 @@ class Store:
         model: str | None = None,
         nested: Sequence[int] | None = None,
         layout: Layout | None = None,
+        plan: Plan | None = None,
         sample: ArrayLike | None = None,
         memory: int | str | None = None,
         disk: int | str | None = None,
-        latency: float = LATENCY,
+        latency: float | None = None,
         nodes: int | None = None,
+        recall: float | None = None,
         filterable: Mapping[str, FieldKind] | None = None,
         chunking: Chunking | None = None,
+        seed: int = 0,
     ) -> Collection:
         """A new, empty collection, whose layout (and place) is planned for this store and `rows` rows.
 
-        `layout` overrules the plan; the collection goes to the first place that can hold it. `sample`,
-        float (n, dim), is needed where the layout has a PCA. `nested` are Matryoshka sizes of a model
-        that vecbridge does not know; `memory` and `disk` (bytes, or "16GB") and `latency` (seconds) are
-        budgets for the plan. `nodes`: machines of a Qdrant cluster, for servers that do not tell (by
-        gRPC), to spread the collection over them. `filterable`: metadata fields that filters will use, as
-        {"topic": "text", "year": "number", "draft": "boolean"}; Qdrant indexes them, other stores filter
-        without. `chunking`: how the texts that will be loaded are cut, for the collection to remember.
+        `layout` overrules the plan; the collection goes to the first place that can hold it. `plan`: one that
+        `Store.plan` made of these vectors, to be carried out as it is. `sample`, float (n, dim), is needed
+        where the layout has a PCA; with `recall`, the plan rests on what is measured on it. `recall`: the
+        recall@10 that searches shall have: once loaded, `build_index` tunes the search width for it and
+        confirms it. `nested` are Matryoshka sizes of a model that vecbridge does not know; `memory` and
+        `disk` (bytes, or "16GB") and `latency` (seconds) are budgets for the plan. `nodes`: machines of a
+        Qdrant cluster, for servers that do not tell (by gRPC), to spread the collection over them.
+        `filterable`: metadata fields that filters will use, as {"topic": "text", "year": "number",
+        "draft": "boolean"}; Qdrant indexes them, other stores filter without. `chunking`: how the texts that
+        will be loaded are cut, for the collection to remember. `seed` is that of measuring and fitting.
         Raises CollectionExists, PlanError, InputError, Unavailable; nothing is made then.
         """
         check_name(name)
         fields = checks.filterable(filterable)
+        target = planner.share(recall)
         self._check_free(name)
-        planned = None
-        if layout is None:
-            place, planned = self._planned(
-                dim,
-                metric=metric,
-                rows=rows,
-                model=model,
-                nested=nested,
-                memory=memory,
-                disk=disk,
-                latency=latency,
-                nodes=nodes,
-            )
-            space, layout = planned.space, planned.layout
+        if layout is not None and plan is not None:
+            raise InputError("expected a layout or a plan to make the collection by, got both")
+        if plan is not None:
+            place = self._place_for(plan, dim)
+            space, layout, rows = plan.space, plan.layout, plan.rows
+            target = plan.target if target is None else target
+        elif layout is None:
+            wishes: Wishes = {
+                "metric": metric,
+                "rows": rows,
+                "model": model,
+                "nested": nested,
+                "memory": memory,
+                "disk": disk,
+                "latency": latency,
+                "nodes": nodes,
+                "recall": recall,
+                "sample": None if recall is None else sample,
+                "seed": seed,
+            }
+            place, plan = self._planned(dim, wishes)
+            space, layout = plan.space, plan.layout
         else:
             space = make_space(dim, metric=metric, model=model, nested=nested)
             rows = whole_number(rows, "rows", 0)
-            limits = planner.clustered([(place.url, place.limits) for place in self._places], nodes)
-            objections = [
-                (place, known.objection(space, layout))
-                for place, (_, known) in zip(self._places, limits, strict=True)
-            ]
-            able = [place for place, objection in objections if objection is None]
-            if not able:
-                reasons = "; ".join(f"on {place.url}: {objection}" for place, objection in objections)
-                raise PlanError(f"this layout cannot be made {reasons}")
-            place = able[0]
+            place = self._able(space, layout, nodes)
         rows_of = None if sample is None else checks.vectors(sample, space=space, what="the sample")
-        reduction = _fit(layout.shorten, space.dim, space.metric, rows_of)
-        inner = None
-        if layout.index and layout.index.shorten and layout.index.shorten.method == "pca":
-            stored = rows_of if rows_of is None or reduction is None else reduction.apply(rows_of)
-            inner = _fit(layout.index.shorten, layout.stored_dim(space.dim), space.metric, stored)
-        manifest = Manifest(name, space, layout, rows, reduction, inner, filterable=fields, chunking=chunking)
+        reduction, inner = fitted(space, layout, rows_of, seed=seed)
+        manifest = Manifest(
+            name, space, layout, rows, reduction, inner, filterable=fields, chunking=chunking, recall=target
+        )
         table = place.ask(lambda backend: backend.create(manifest))
-        return Collection(table, url=place.url, plan=planned)
+        return Collection(table, place=place, plan=plan)
+
+    def _place_for(self, plan: Plan, dim: int) -> Place:
+        """The place that a plan of this store is for. Raises InputError."""
+        if plan.space.dim != dim:
+            raise InputError(
+                f"expected a plan for vectors of {dim:,} dimensions, got one for {plan.space.dim:,}"
+            )
+        for place in self._places:
+            if place.url == plan.place:
+                return place
+        raise InputError(
+            f"expected a plan that this store made ({', '.join(self.urls)}), got one for {plan.place}; "
+            f"plan with store.plan(...)"
+        )
+
+    def _able(self, space: Space, layout: Layout, nodes: int | None) -> Place:
+        """The first place that can hold this layout. Raises PlanError."""
+        limits = planner.clustered([(place.url, place.limits) for place in self._places], nodes)
+        objections = [
+            (place, known.objection(space, layout))
+            for place, (_, known) in zip(self._places, limits, strict=True)
+        ]
+        able = [place for place, objection in objections if objection is None]
+        if not able:
+            reasons = "; ".join(f"on {place.url}: {objection}" for place, objection in objections)
+            raise PlanError(f"this layout cannot be made {reasons}")
+        return able[0]
 
     def _check_free(self, name: str) -> None:
         """Raise CollectionExists where one of several places has the name; a single one looks itself."""
@@ -334,7 +376,7 @@ class Store:
         place, table = _only(name, found)
         if isinstance(table, ManifestError):
             raise table
-        collection = Collection(table, url=place.url)
+        collection = Collection(table, place=place)
         checks.check_model(model, collection.space)
         return collection
 
@@ -414,7 +456,3 @@ def _findable(name: str) -> str:
         return check_name(name)
     except InputError as error:
         raise CollectionNotFound(f"no such collection: {error}") from error
-
-
-def _fit(shorten: Shorten | None, source: int, metric: Metric, sample: Floats | None) -> Reduction | None:
-    return None if shorten is None else fit(shorten, source=source, metric=metric, sample=sample)

@@ -53,7 +53,8 @@ class Backend(Protocol):
         """A new, empty table that may become the collection `manifest.name`, which exists.
 
         `manifest.generation` is one more than the collection's. `names` and `open` do not see it. What an
-        abandoned attempt left is removed first. Raises CollectionNotFound, and what `create` raises.
+        abandoned attempt left is removed first. Raises CollectionNotFound, LayoutChanged where the collection
+        has another generation by now, and what `create` raises.
         """
 
     def switch(self, successor: Table) -> None:
@@ -63,6 +64,9 @@ class Backend(Protocol):
         were open before raise LayoutChanged at their next use. If this fails, the collection is as before or
         switched, never neither. Raises CollectionNotFound, LayoutChanged where another successor was faster.
         """
+
+    def discard(self, successor: Table) -> None:
+        """Delete a successor that shall not become the collection; nothing where it has, or is gone."""
 
     def findings(self) -> list[Finding]:
         """What is right and wrong with this place and the collections in it, for `vecbridge doctor`.
@@ -194,7 +198,13 @@ def connect(url: str) -> Backend:
         return cast(Backend, importlib.import_module(entry.module).connect(url))
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        if entry.extra is None or isinstance(error, MissingExtra) or entry.driver not in (None, missing):
+        ours = missing == __name__.partition(".")[0]
+        if (
+            ours
+            or entry.extra is None
+            or isinstance(error, MissingExtra)
+            or entry.driver not in (None, missing)
+        ):
             raise
         raise MissingExtra(
             f"{name}: URLs need the package {error.name}; "

@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from .._version import __version__
 from ..errors import CollectionExists, CollectionNotFound, InputError, PlanError, VecbridgeError
-from . import doctor, loading, managing, models, output, planning, searching
+from . import calibrating, doctor, evaluating, loading, managing, models, output, planning, searching
 
 OK, FAILED, USAGE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -43,11 +43,14 @@ app.command(cls=_Command)(planning.plan)
 app.command(cls=_Command)(models.models)
 app.command(cls=_Command)(loading.ingest)
 app.command(cls=_Command)(searching.search)
-app.command(cls=_Command)(searching.evaluate)
+app.command(cls=_Command)(evaluating.evaluate)
+app.command(cls=_Command)(evaluating.tune)
+app.command(cls=_Command)(evaluating.replan)
 app.command(cls=_Command)(managing.info)
 app.command("list", cls=_Command)(managing.collections)
 app.command(cls=_Command)(managing.delete)
 app.command(cls=_Command)(managing.drop)
+app.command(cls=_Command)(calibrating.calibrate)
 app.command(cls=_Command)(doctor.doctor)
 
 

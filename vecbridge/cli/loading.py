@@ -11,7 +11,7 @@ from .. import data
 from ..errors import InputError
 from ..types import FieldKind
 from . import options, output, settings
-from .searching import idle, missed, warn
+from .evaluating import idle, missed, missed_tuning, warn
 
 if TYPE_CHECKING:
     from ..ingestion.records import Kind
@@ -225,6 +225,7 @@ def ingest(
                 rows=rows,
                 **budget,
                 nodes=nodes,
+                recall=wanted,
                 filterable=fields,
                 kind=cast("Kind | None", kind),
                 encoding=encoding,
@@ -260,7 +261,11 @@ def ingest(
         )
     for note in summary.notes:
         output.say(f"Note: {note}")
-    warn(idle(summary.index, collection), missed(summary.recall, wanted, collection))
+    warn(
+        idle(summary.index, collection),
+        missed_tuning(summary.tuned, collection),
+        missed(summary.recall, wanted, collection),
+    )
     if summary.rejected:
         raise typer.Exit(PARTIAL)
 

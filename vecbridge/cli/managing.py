@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -34,6 +33,8 @@ def info(words: options.Place, as_json: options.Json = False) -> None:
                 "layout": manifest.layout.to_dict(),
                 "layout_in_words": describe(manifest.layout, manifest.space.dim),
                 "index": asdict(state),
+                "recall": manifest.recall,
+                "tuned": None if manifest.tuned is None else asdict(manifest.tuned),
                 "sizes": asdict(sizes),
                 "version": manifest.version,
             }
@@ -90,7 +91,7 @@ def delete(
             # an empty filter is refused by the collection, with advice: nothing to ask
             there = 0
         if there:
-            _confirm(f"Delete {there:,} of {collection.count():,} records from {name} in {at}?", yes)
+            options.confirm(f"Delete {there:,} of {collection.count():,} records from {name} in {at}?", yes)
         gone = collection.delete(id) if id else collection.delete(where=condition)
     if as_json:
         output.write_json({"url": at, "collection": name, "deleted": gone})
@@ -106,18 +107,9 @@ def drop(words: options.Place, yes: options.Yes = False, as_json: options.Json =
     with connect(*urls) as store:
         # not opened: what cannot be read any more must still be possible to drop
         at = store.find(name).url
-        _confirm(f"Drop {name} in {at} with everything in it?", yes)
+        options.confirm(f"Drop {name} in {at} with everything in it?", yes)
         store.drop(name)
     if as_json:
         output.write_json({"url": at, "collection": name, "dropped": True})
     else:
         output.answer(f"dropped {name}")
-
-
-def _confirm(question: str, yes: bool) -> None:
-    """Ask on a terminal. Raises InputError where nobody can answer, typer.Abort if the answer is no."""
-    if yes:
-        return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise InputError("this deletes data, and there is no terminal to ask on: add --yes to do it")
-    typer.confirm(output.safe(question), abort=True, err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import typer
 
 from ..errors import FilterError, InputError, UrlError
-from . import settings
+from . import output, settings
 
 # the planner's and the pipeline's own defaults, repeated because importing them would slow every command down
 LATENCY = 0.1
@@ -46,6 +47,18 @@ Latency = Annotated[
 Recall = Annotated[
     float | None,
     typer.Option(metavar="SHARE", help="End with 4 where less is measured, as 0.95. Or in vecbridge.toml."),
+]
+Promised = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="The recall@10 that is wanted, as 0.95. Or in vecbridge.toml."),
+]
+Queries = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npy", help="Measure with these vectors, one a row, not with stored ones."),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Chooses which; the same number, the same choice.")]
+Page = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with figures, too.")
 ]
 Nodes = Annotated[
     int | None, typer.Option(metavar="N", help="Machines of a Qdrant cluster; budgets are for each.")
@@ -187,18 +200,16 @@ class Budget(TypedDict):
 
     memory: int | str | None
     disk: int | str | None
-    latency: float
+    latency: float | None
 
 
 def budget(memory: str | None, disk: str | None, latency: float | None) -> Budget:
     """The budget that was typed, completed from vecbridge.toml. Raises InputError."""
     said = settings.read()
-    if latency is None:
-        latency = LATENCY if said.latency is None else said.latency
     return {
         "memory": said.memory if memory is None else memory,
         "disk": said.disk if disk is None else disk,
-        "latency": latency,
+        "latency": said.latency if latency is None else latency,
     }
 
 
@@ -223,3 +234,14 @@ def condition(text: str | None) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise FilterError(f"expected --where as a JSON object such as {example}, got {text[:60]!a}")
     return value
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask on a terminal. Raises InputError where nobody can answer, typer.Abort if the answer is no."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise InputError(
+            "this changes what is stored, and there is no terminal to ask on: add --yes to do it"
+        )
+    typer.confirm(output.safe(question), abort=True, err=True)

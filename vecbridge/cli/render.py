@@ -17,16 +17,19 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..explain import best, by_reason, describe, human, lasting, title, why
+from ..evidence import SHOWN
+from ..explain import best, by_reason, describe, human, lasting, measured, representations, title, why
 from . import output
 
 if TYPE_CHECKING:
     # planning shall not wait for numpy
     from ..embedders import Usage
     from ..evaluate import Report
+    from ..evidence import Evidence
     from ..ingestion import Summary
-    from ..manifest import Manifest
+    from ..manifest import Manifest, Tuned
     from ..planner import Plan
+    from ..tuning import Tuning
     from ..types import Hit, IndexState, Metadata, Sizes
 
 # lines longer than this are hard to read, however wide the terminal
@@ -67,6 +70,9 @@ def plan(made: Plan, out: Console | None = None) -> None:
             padding=(0, 1),
         )
     )
+    if made.evidence is not None:
+        said = (_bullet(line) for line in measured(made))
+        _section(out, "Measured", Group(*said, Text(), _representations(made.evidence)))
     costs = made.estimates
     each = f", on each of {made.limits.nodes:,} machines" if made.limits.nodes > 1 else ""
     rows = [
@@ -89,6 +95,21 @@ def plan(made: Plan, out: Console | None = None) -> None:
         _section(out, "Elsewhere", _elsewhere(made))
     if made.refused:
         _section(out, "Refused before it", _refused(made))
+
+
+def _representations(evidence: Evidence) -> Table:
+    """What is found with each representation of the vectors, by how many candidates are re-ranked."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
+    table.add_column(f"recall@{evidence.k} at oversampling")
+    for size in SHOWN:
+        table.add_column(f"{size}x", justify="right")
+    for name, found in representations(evidence):
+        table.add_row(name, *(Text(f"{share:.3f}", style=_style(share)) for share in found))
+    return table
+
+
+def _style(share: float) -> str:
+    return "green" if share >= _GOOD else "dim"
 
 
 def _elsewhere(made: Plan) -> Table:
@@ -158,14 +179,52 @@ def _value(value: Any) -> str:
     return output.line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), _VALUE)
 
 
-def report(made: Report) -> None:
-    """Measured recall and latency."""
-    console().print(_facts(_measured(made)))
+def report(made: Report, filtered: Sequence[Report] = (), manifest: Manifest | None = None) -> None:
+    """Measured recall and latency, without filter and with some; what the search width was tuned for."""
+    out = console()
+    rows = _measured(made)
+    if manifest is not None and manifest.tuned is not None:
+        rows.append(("tuned", *_tuned(manifest.tuned)))
+    if made.drift is not None:
+        rows.append(("projection", str(made.drift), ""))
+    out.print(_facts(rows))
+    for one in filtered:
+        share = f"{one.matching:,} of {one.rows:,} records match ({one.selectivity:.2%})"
+        title = output.line(json.dumps(one.where, ensure_ascii=False), _METADATA)
+        _section(out, f"Where {title}", _facts([("matching", share, ""), *_measured(one)]))
+
+
+def _tuned(tuned: Tuned) -> tuple[str | Text, str]:
+    met = Text("confirmed" if tuned.met else "MISSED", style="green" if tuned.met else "bold red")
+    return (
+        met,
+        f"recall@{tuned.k} {tuned.recall} where {tuned.target:g} was wanted, at {tuned.rows:,} records",
+    )
+
+
+def tuning(found: Tuning) -> None:
+    """The search width that was found, and how it compares with the one before."""
+    out = console()
+    index, before = found.after.index, found.before.index
+    rows: list[Fact] = [("target", *_tuned(found.tuned))]
+    if index is not None and before is not None:
+        if index.kind == "hnsw":
+            rows.append(("ef_search", f"{index.ef_search:,}", f"it was {before.ef_search:,}"))
+        if index.kind == "ivfflat":
+            rows.append(("probes", f"{index.probes:,}", f"it was {before.probes:,}"))
+        rows.append(("oversampling", f"{found.after.oversample:,}", f"it was {found.before.oversample:,}"))
+    rows.append(("latency", f"{found.p50_ms:.1f} ms", f"exact search takes {found.exact_p50_ms:.1f} ms"))
+    rows.append(("widths tried", f"{len(found.steps):,}", ""))
+    out.print(_facts(rows))
+    if found.advice:
+        _section(out, "What would meet it", Group(*(_bullet(line) for line in found.advice)))
 
 
 def summary(made: Summary) -> None:
     """What an ingest did, and the recall it ended with."""
     rows = [_index(made.index)] if made.recall is None else _measured(made.recall)
+    if made.tuned is not None:
+        rows.append(("tuned", *_tuned(made.tuned)))
     if made.rejected:
         count = Text(f"{made.rejected:,}", style="bold yellow")
         rows.append(("rejected", count, output.safe(made.rejects or "")))
@@ -196,9 +255,17 @@ def _measured(made: Report) -> list[Fact]:
         return [("recall", "nothing to measure: no query has anything to find", ""), _index(made.index)]
     recall = Text(f"{made.recall:.3f}", style="bold green" if made.recall >= _GOOD else "bold yellow")
     rows: list[Fact] = [
-        (f"recall@{made.k}", recall, f"against exact search on {made.against}"),
+        (
+            f"recall@{made.k}",
+            recall,
+            f"{made.low:.3f} to {made.high:.3f}, against exact search on {made.against}",
+        ),
         ("queries", f"{made.queries:,}", made.source),
-        ("latency", f"{made.p50_ms:.1f} ms", f"half of all searches; 95 % within {made.p95_ms:.1f} ms"),
+        (
+            "latency",
+            f"{made.p50_ms:.1f} ms",
+            f"half of all searches; 95 % within {made.p95_ms:.1f} ms, 99 % within {made.p99_ms:.1f} ms",
+        ),
         ("exact search", f"{made.exact_p50_ms:.1f} ms", f"95 % within {made.exact_p95_ms:.1f} ms"),
         _index(made.index),
         ("records", f"{made.rows:,}", ""),
@@ -235,6 +302,7 @@ def info(url: str, manifest: Manifest, count: int, state: IndexState, sizes: Siz
     rows += [
         ("layout", describe(layout, space.dim), ""),
         _index(state),
+        *([] if manifest.tuned is None else [("tuned", *_tuned(manifest.tuned))]),
         ("table on disk", human(sizes.table), ""),
         ("index on disk", human(sizes.index) if sizes.index else "none", ""),
         ("made by", f"vecbridge {manifest.version}", ""),

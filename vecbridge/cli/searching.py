@@ -1,4 +1,4 @@
-"""search and evaluate."""
+"""search."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import DimensionMismatch, InputError
-from . import options, output, settings
+from . import arrays, options, output, settings
 
 if TYPE_CHECKING:
-    from ..evaluate import Report
     from ..store import Collection
-    from ..types import Floats, IndexState
+    from ..types import Floats
 
-WARNED = 4
 # embedders whose models are named after the specification that makes them
 _OWN = re.compile(r"(hashing|wordllama)-(\d+)")
 
@@ -54,7 +52,7 @@ def search(
     names = ("COLLECTION", "TEXT") if vector is None else ("COLLECTION",)
     urls, (name, *text) = options.place(words, *names)
     condition = options.condition(where)
-    query = None if vector is None else _one(vector)
+    query = None if vector is None else arrays.one(vector)
     from ..store import connect
 
     with connect(*urls) as store:
@@ -141,83 +139,3 @@ def _unknown(name: str, made_by: str | None) -> InputError:
         f"the vectors of {name} are {made}, which vecbridge cannot run by itself; say what embeds the text, "
         f"as --embedder {example}, or search with --vector FILE.npy"
     )
-
-
-def _matrix(path: Path) -> Floats:
-    """The array in a .npy file; nothing in it is ever run. Raises InputError."""
-    import numpy as np
-
-    try:
-        with path.open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected a .npy file with one array of numbers: {error}") from error
-    vectors: Floats = array
-    return vectors
-
-
-def _one(path: Path) -> Floats:
-    array = _matrix(path)
-    if array.ndim == 2 and len(array) == 1:
-        array = array[0]
-    if array.ndim != 1:
-        raise InputError(f"{path}: expected one vector, got an array of shape {array.shape}")
-    return array
-
-
-def evaluate(
-    words: options.Place,
-    k: Annotated[int, typer.Option("-k", metavar="N", help="How many hits are compared.")] = 10,
-    queries: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.npy", help="Measure with these vectors, one a row, not with stored ones."),
-    ] = None,
-    sample: Annotated[int, typer.Option(metavar="N", help="How many stored records serve as queries.")] = 100,
-    seed: Annotated[int, typer.Option(metavar="N", help="Chooses which.")] = 0,
-    recall: options.Recall = None,
-    as_json: options.Json = False,
-) -> None:
-    """Measure recall against exact search, and latency. Ends with 4 if the index is not in use."""
-    urls, (name,) = options.place(words, "COLLECTION")
-    wanted = options.target(recall)
-    vectors = None if queries is None else _matrix(queries)
-    from ..store import connect
-
-    with connect(*urls) as store:
-        collection = store.open(name)
-        report = collection.evaluate(k=k, queries=vectors, sample=sample, seed=seed)
-        at = collection.url
-    if as_json:
-        output.write_json({"url": at, "collection": name, **report.to_dict()})
-    else:
-        from . import render
-
-        render.report(report)
-    warn(idle(report.index, name), missed(report, wanted, name))
-
-
-def warn(*warnings: str | None) -> None:
-    """Say those that there are; with any, the program ends with 4."""
-    said = [warning for warning in warnings if warning]
-    for warning in said:
-        output.say(warning)
-    if said:
-        raise typer.Exit(WARNED)
-
-
-def missed(report: Report | None, wanted: float | None, name: str) -> str | None:
-    """A warning where less recall was measured than is wanted."""
-    if report is None or wanted is None or not report.queries or report.recall >= wanted:
-        return None
-    return (
-        f"Warning: recall@{report.k} of {name} is {report.recall:.3f}, below the {wanted:g} that is wanted; "
-        f"a layout that keeps more of each vector, or exact search, finds more"
-    )
-
-
-def idle(state: IndexState, name: str) -> str | None:
-    """A warning where the layout has an index and searches do without it."""
-    if state.status == "none" or (state.status == "ready" and state.used):
-        return None
-    what = "not used" if state.status == "ready" else state.status
-    return f"Warning: the index of {name} is {what}, so searches read everything; ingest again to repair it"

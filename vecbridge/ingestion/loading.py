@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _SAMPLE_ROWS = 5_000
 _SAMPLE_BYTES = 32_000_000
 _SAMPLE_CHARS = 32_000_000
+# for measuring more is better: a tenth of them are the queries
+_MEASURED_BYTES = 80_000_000
+_LEAST = 500
 # characters of the texts in one write
 _CHARS = 8_000_000
 _ZERO = "expected a vector with a length, got zeros from the model; cosine compares directions"
@@ -73,12 +76,13 @@ class Load:
         assert first is not None, "where none is borne with, the first one raises"
         raise SourceError(f"nothing of the source could be embedded; its first reject is {first}")
 
-    def sample(self, layout: Layout, dim: int) -> Floats | None:
+    def sample(self, layout: Layout, dim: int, *, measured: bool) -> Floats | None:
         """Vectors to fit the layout's PCA on, spread over the whole of the work; None where it has none.
 
-        As many of them as fit into memory are kept and written later.
+        `measured`: also where a layout without one is to be measured. As many of them as fit into memory are
+        kept and written later.
         """
-        size = _sample_size(layout, dim, self._work.total)
+        size = _sample_size(layout, dim, self._work.total, measured=measured)
         if not size:
             return None
         spread = {number * self._work.total // size for number in range(size)}
@@ -185,8 +189,10 @@ class Load:
             self._report("write", self.new + self.changed, self._work.total)
 
 
-def _sample_size(layout: Layout, dim: int, total: int) -> int:
-    """Records to fit the layout's PCA on; 0 where it has none."""
+def _sample_size(layout: Layout, dim: int, total: int, *, measured: bool) -> int:
+    """Records to fit the layout's PCA on, or to measure other layouts with; 0 where neither is wanted."""
+    if measured:
+        return min(total, max(_LEAST, min(_SAMPLE_ROWS, _MEASURED_BYTES // (4 * dim))))
     shortened = (layout.shorten, layout.index.shorten if layout.index else None)
     least = max((each.dim for each in shortened if each and each.method == "pca"), default=0)
     if not least:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,9 +15,16 @@ from .. import checks, embedders, store
 from ..cache import Cache
 from ..embedders import Embedder, Service, Usage, document_prefix
 from ..embedders.cached import Cached
-from ..errors import CollectionExists, CollectionNotFound, InputError, ModelMismatch, SourceError
+from ..errors import (
+    CollectionExists,
+    CollectionNotFound,
+    InputError,
+    ModelMismatch,
+    RecallMissed,
+    SourceError,
+)
 from ..manifest import check_name
-from ..planner import LATENCY, Plan, make_space
+from ..planner import Plan, make_space, share
 from ..types import FieldKind, Layout, Metric, Progress
 from .cutting import Cutting
 from .flow import BATCH, Encoder
@@ -31,6 +39,7 @@ from .survey import Survey, digest, id_mark, owner
 
 # seconds that measuring recall may take: exact search of a million wide rows takes 15 s a query
 _EVALUATION = 60.0
+_TUNING = 600.0
 # bytes of the cache
 CACHE = "1GB"
 
@@ -44,8 +53,9 @@ class _Meaning(TypedDict):
 class _Budgets(TypedDict):
     memory: int | str | None
     disk: int | str | None
-    latency: float
+    latency: float | None
     nodes: int | None
+    recall: float | None
 
 
 def ingest(
@@ -61,8 +71,9 @@ def ingest(
     layout: Layout | None = None,
     memory: int | str | None = None,
     disk: int | str | None = None,
-    latency: float = LATENCY,
+    latency: float | None = None,
     nodes: int | None = None,
+    recall: float | None = None,
     filterable: Mapping[str, FieldKind] | None = None,
     kind: Kind | None = None,
     encoding: str | None = None,
@@ -96,7 +107,10 @@ def ingest(
     The collection is made if it is not there, for the dimension that really arrives and a layout planned
     for `rows` records (those in the source, if not given); `layout`, `memory`, `disk`, `latency`,
     `nodes`, `filterable` as in `Store.create`. `metric` is cosine for a new collection. A layout with a
-    PCA is fitted on vectors from the whole length of the source.
+    PCA is fitted on vectors from the whole length of the source. `recall`: the recall@10 that searches shall
+    have. Where the plan is not exact, it then rests on what is measured on up to 5,000 such vectors, and once
+    the index is there its search width is tuned and confirmed; a collection that is there already is tuned
+    for it, too.
 
     Files of text are cut into chunks of up to `chunk_tokens` tokens (512, or what the model takes), of which
     neighbours share `overlap`; with `chunk_rows` the texts of rows are cut, too. `tokenizer`: the model's
@@ -122,8 +136,9 @@ def ingest(
     `max_rejects`: how many inputs may be unusable; with 0, the first one raises. They are counted in the
     summary, and listed in the file `rejects` as JSON lines with source, position, id and reason.
 
-    `progress` hears of the stages "read", "sample" (for a PCA), "embed", "write", "evaluate", and of those of
-    building the index. `on_plan` is given the plan of a new collection before records are written.
+    `progress` hears of the stages "read", "sample" (for a PCA, and to measure), "measure", "embed", "write",
+    "tuning", "evaluate", and of those of building the index. `on_plan` is given the plan of a new collection
+    before records are written.
 
     Raises SourceError, DimensionMismatch, VectorError, ModelMismatch, InputError before anything is written;
     EmbedderError, TooManyRejects, PlanError, MissingExtra, StoreError.
@@ -139,6 +154,7 @@ def ingest(
         )
     check_name(collection)
     make_space(1, metric=metric or "cosine")
+    target_recall = share(recall)
     fields = checks.filterable(filterable)
     clock, report = Clock(), progress or _silent
     with ExitStack() as stack:
@@ -233,17 +249,32 @@ def ingest(
         if target is None:
             dim = load.first()
             planned = survey.records if rows is None else rows
-            budgets: _Budgets = {"memory": memory, "disk": disk, "latency": latency, "nodes": nodes}
+            budgets: _Budgets = {
+                "memory": memory,
+                "disk": disk,
+                "latency": latency,
+                "nodes": nodes,
+                "recall": target_recall,
+            }
             meaning: _Meaning = {"metric": metric or "cosine", "model": model, "nested": nested}
             with clock("create"):
-                wanted = layout or place.plan(dim, rows=planned, **meaning, **budgets).layout
-                sample = load.sample(wanted, dim)
+                plan, wanted, measured = None, layout, False
+                if wanted is None:
+                    plan = place.plan(dim, rows=planned, **meaning, **budgets)
+                    wanted = plan.layout
+                    measured = target_recall is not None and not _exact(wanted)
+                sample = load.sample(wanted, dim, measured=measured)
+                if measured:
+                    plan = place.plan(
+                        dim, rows=planned, sample=sample, progress=progress, **meaning, **budgets
+                    )
                 try:
                     target = place.create(
                         collection,
                         dim=dim,
                         rows=planned,
                         layout=layout,
+                        plan=plan,
                         sample=sample,
                         filterable=fields,
                         chunking=cutting.chunking if cutting else None,
@@ -263,12 +294,12 @@ def ingest(
             with clock("remove"):
                 removed = target.delete([*survey.stale, *gone])
         with clock("index"):
-            target.build_index(progress=progress)
-        recall = None
+            _index(target, target_recall, progress)
+        found = None
         if evaluate:
             report("evaluate", 0, 1)
             with clock("evaluate"):
-                recall = target.evaluate(seconds=_EVALUATION)
+                found = target.evaluate(seconds=_EVALUATION)
             report("evaluate", 1, 1)
         refused.close(finished=True)
         usage = None
@@ -294,10 +325,28 @@ def ingest(
             index=target.index_state(),
             chunking=target.manifest.chunking,
             plan=target.plan.to_dict() if target.plan else None,
-            recall=recall,
+            recall=found,
+            tuned=target.manifest.tuned,
             rejects=str(refused.path) if refused.count and refused.path else None,
             notes=tuple(notes),
         )
+
+
+def _exact(layout: Layout) -> bool:
+    """Whether every search of a layout compares the whole vectors."""
+    return layout.index is None and layout.shorten is None and layout.element == "float32"
+
+
+def _index(target: store.Collection, recall: float | None, progress: Progress | None) -> None:
+    """Build the index, and tune it where a recall is wanted that was not asked for when it was made.
+
+    What is missed stands in the collection's manifest, and with it in the summary.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecallMissed)
+        target.build_index(progress=progress)
+    if recall is not None and recall != target.manifest.recall and target.layout.index and target.count():
+        target.tune(recall=recall, seconds=_TUNING, progress=progress)
 
 
 def _using(embedder: str | Embedder | None, stack: ExitStack, kept: Cache | None) -> Embedder | None:

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..embedders import Usage
-from ..manifest import Chunking
+from ..manifest import Chunking, Tuned
 from ..types import IndexState, Layout
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ class Summary:
     `seconds` per stage, one after the other: "read" (the source, compared with the collection), "create"
     (planning, fitting), "embed" (waiting for vectors), "write", "remove", "index", "evaluate"; embedding goes
     on while records are written. `plan`: the plan as a dict if this run made the collection by one, else
-    None. `recall`: the measured recall, None where it was not asked for. `notes`: what else a user should
-    know. `url` is without password.
+    None. `recall`: the measured recall, None where it was not asked for. `tuned`: how the collection's search
+    width was found and what it was confirmed to find, None where it is the planner's. `notes`: what else a
+    user should know. `url` is without password.
     """
 
     url: str
@@ -52,6 +53,7 @@ class Summary:
     chunking: Chunking | None = None
     plan: dict[str, Any] | None = field(default=None, repr=False)
     recall: Report | None = None
+    tuned: Tuned | None = None
     rejects: str | None = None
     notes: tuple[str, ...] = ()
 

@@ -24,6 +24,7 @@ pytest.register_assert_rewrite(
     "vecbridge.testing.refusals",
     "vecbridge.testing.searching",
     "vecbridge.testing.sharing",
+    "vecbridge.testing.succession",
 )
 
 from .layouts import LAYOUTS, allowed  # noqa: E402 - asserts are rewritten only in modules imported afterwards

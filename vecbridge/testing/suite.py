@@ -8,11 +8,14 @@ from .records import RecordTests
 from .refusals import RefusalTests
 from .searching import SearchTests
 from .sharing import SharingTests
+from .succession import SuccessionTests
 
 
-class StoreSuite(LifecycleTests, RecordTests, SearchTests, FilterTests, RefusalTests, SharingTests):
+class StoreSuite(
+    LifecycleTests, RecordTests, SearchTests, FilterTests, RefusalTests, SharingTests, SuccessionTests
+):
     """Every test that a store must pass. Override the fixture `places`; list known failures in `expected`.
 
     Parts can be subclassed alone: `LifecycleTests`, `RecordTests`, `SearchTests`, `FilterTests`,
-    `RefusalTests`, `SharingTests`.
+    `RefusalTests`, `SharingTests`, `SuccessionTests`.
     """

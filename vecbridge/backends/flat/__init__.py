@@ -1,8 +1,9 @@
 """Exact search on disk, without a server: `flat:PATH`.
 
 PATH is a folder, each collection a folder in it: `records.sqlite` for ids, documents, metadata and the
-manifest, and a matrix file that is mapped into memory and scanned by BLAS. One writer and many readers at a
-time, from any number of threads and processes of one machine.
+manifest, and a matrix file that is mapped into memory and scanned by BLAS; once it was laid out anew, they
+lie in a folder inside it (see `homes`). One writer and many readers at a time, from any number of threads
+and processes of one machine.
 """
 
 from __future__ import annotations
@@ -12,15 +13,24 @@ import secrets
 import shutil
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
-from ...errors import CollectionExists, CollectionNotFound, InputError, StoreError, UrlError
+from ...errors import (
+    CollectionExists,
+    CollectionNotFound,
+    InputError,
+    LayoutChanged,
+    StoreError,
+    UrlError,
+    VecbridgeError,
+)
 from ...limits import Limits, limits
 from ...manifest import Manifest, check_name
 from ...types import Finding
-from . import findings
-from .database import RECORDS, check_json, create, locked, translated
+from .. import Table
+from . import findings, homes
+from .database import CURRENT, RECORDS, alone, check_json, create, current, locked, pausing, translated
 from .matrix import Files, sync_folder
 from .table import FORMAT, FlatTable
 
@@ -74,7 +84,8 @@ class FlatBackend:
         with translated(self._folder):
             if not self._folder.is_dir():
                 return []
-            return sorted(entry.parent.name for entry in self._folder.glob(f"*/{RECORDS}") if _named(entry))
+            found = {path.parent for name in (RECORDS, CURRENT) for path in self._folder.glob(f"*/{name}")}
+            return sorted(place.name for place in found if _named(place))
 
     def create(self, manifest: Manifest) -> FlatTable:
         self._check()
@@ -90,7 +101,7 @@ class FlatBackend:
                 made = self._aside(manifest.name, "tmp")
                 made.mkdir()
                 try:
-                    _fill(made, manifest)
+                    _fill(made, manifest, uid=secrets.token_hex(16))
                     made.rename(place)
                 except BaseException:
                     shutil.rmtree(made, ignore_errors=True)
@@ -102,11 +113,80 @@ class FlatBackend:
         self._check()
         place = self._folder / check_name(name)
         with translated(place):
-            if not place.is_dir():
-                raise self._missing(name)
-            table = FlatTable(place)
+            while True:
+                if not place.is_dir():
+                    raise self._missing(name)
+                home, _ = current(place)
+                try:
+                    table = FlatTable(place, home=home)
+                    break
+                except VecbridgeError:
+                    if current(place)[0] == home:
+                        raise
+                    # laid out anew meanwhile: what was missing was on its way out
         self._tables.add(table)
         return table
+
+    def successor(self, manifest: Manifest) -> FlatTable:
+        self._check()
+        place = self._folder / check_name(manifest.name)
+        with translated(place):
+            if not place.is_dir():
+                raise self._missing(manifest.name)
+            with self._changing(), closing(self.open(manifest.name)) as present:
+                if manifest.generation != present.manifest.generation + 1:
+                    raise LayoutChanged(
+                        f"expected the successor of generation {present.manifest.generation} of "
+                        f"{manifest.name!r} in {self._url}, got generation {manifest.generation}: it was "
+                        f"laid out anew meanwhile; open it again"
+                    )
+                # whoever lays it out anew keeps its writers waiting: nobody else does at the same time
+                homes.clear(place, claimed=True)
+                made = homes.fresh(place, manifest.generation)
+                try:
+                    claim = homes.Claim(made)
+                    _fill(made, manifest, uid=present.uid)
+                    sync_folder(place)
+                    table = FlatTable(place, home=made.name, base=present.home)
+                except BaseException:
+                    homes.delete(made)
+                    raise
+        table.claim = claim
+        self._tables.add(table)
+        return table
+
+    def switch(self, successor: Table) -> None:
+        self._check()
+        assert isinstance(successor, FlatTable), "a successor comes from the same backend"
+        assert successor.base is not None, "only what successor() gave can succeed anything"
+        place, before = successor.place, successor.place / successor.base
+        with translated(place), ExitStack() as held:
+            successor.check()
+            if current(place)[0] == successor.home:
+                return  # it has succeeded already
+            # a write that is under way belongs to what goes: it ends first, and nobody begins another
+            if not pausing(before):
+                try:
+                    held.enter_context(alone(before))
+                except FileNotFoundError:
+                    successor.check()
+                    raise
+            held.enter_context(self._changing())
+            successor.check()
+            homes.point(place, successor.home, successor.uid)
+            if successor.claim is not None:
+                successor.claim.release()
+            homes.clear(place, claimed=True)
+
+    def discard(self, successor: Table) -> None:
+        self._check()
+        assert isinstance(successor, FlatTable), "a successor comes from the same backend"
+        place = successor.place
+        with translated(place), suppress(CollectionNotFound, LayoutChanged):
+            successor.check()
+            with self._changing():
+                if current(place)[0] != successor.home:
+                    homes.delete(place / successor.home)
 
     def drop(self, name: str) -> None:
         self._check()
@@ -150,23 +230,25 @@ class FlatBackend:
             for entry in self._folder.iterdir():
                 if _LEFTOVER.fullmatch(entry.name):
                     shutil.rmtree(entry)
+                elif entry.is_dir() and _named(entry):
+                    homes.clear(entry)
             yield
 
 
-def _named(records: Path) -> bool:
+def _named(place: Path) -> bool:
     try:
-        check_name(records.parent.name)
+        check_name(place.name)
     except InputError:
         return False
     return True
 
 
-def _fill(folder: Path, manifest: Manifest) -> None:
+def _fill(folder: Path, manifest: Manifest, *, uid: str) -> None:
     generation = Files(folder, manifest.stored_dim, manifest.layout.element).create()
     text, basis = manifest.dump()
     meta: dict[str, str | bytes] = {
         "format": str(FORMAT),
-        "uid": secrets.token_hex(16),
+        "uid": uid,
         "manifest": text,
         "basis": basis,
     }

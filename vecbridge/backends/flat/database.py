@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -18,12 +19,15 @@ from ...errors import (
     CollectionNotFound,
     FeatureMissing,
     Forbidden,
+    LayoutChanged,
     ManifestError,
     StoreError,
     VecbridgeError,
 )
 
 RECORDS = "records.sqlite"
+CURRENT = "current"
+_POINTER = re.compile(r"(\d+-[0-9a-f]{16}) ([0-9a-f]+)\n")
 PATIENCE = 60.0  # seconds that a writer waits for another one
 _IDLE = 8  # connections kept open between calls
 
@@ -94,6 +98,39 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """The only right to write to the collection in `folder`. Raises Busy after PATIENCE seconds."""
+    with ExitStack() as held:
+        # Two locks make a queue: whoever writes again at once finds the turn taken by the one who waits.
+        with locked(folder / "turn.lock", f"waiting to write to {folder}"):
+            held.enter_context(locked(folder / "write.lock", f"writing to {folder}"))
+        yield
+
+
+def pausing(folder: Path) -> bool:
+    """Whether this process keeps writers waiting there already, so that `alone` would wait for itself."""
+    return folder in _pauses
+
+
+def current(place: Path) -> tuple[str, str]:
+    """The folder inside `place` that counts, and the uid of its collection; both empty where it is `place`.
+
+    Raises ManifestError where that cannot be told.
+    """
+    try:
+        text = (place / CURRENT).read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return "", ""
+    found = _POINTER.fullmatch(text)
+    if found is None:
+        raise ManifestError(
+            f"expected the name of a folder and an id in {place / CURRENT}, found {text[:60]!a}: it is "
+            f"damaged; restore the folder from a backup or drop the collection"
+        )
+    return found[1], found[2]
+
+
+@contextmanager
 def translated(folder: Path) -> Iterator[None]:
     """Errors of SQLite and of the file system in `folder` become sentences."""
     try:
@@ -151,20 +188,30 @@ class Database:
     """The SQLite file of one collection: a few connections, each used by one thread at a time.
 
     Every use checks that the file is still the one that was opened: a collection that was dropped and
-    created anew at the same place is never written to by mistake.
+    created anew at the same place is never written to by mistake, nor one that was laid out anew since.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: Path, *, home: str = "", base: str | None = None) -> None:
+        """Opens the file in the folder `home` of the collection's folder `place`.
+
+        `base`: the home whose successor this is, None where it is what counts.
+        """
+        self.folder = folder = place / home
+        self._place = place
         self._path = folder / RECORDS
+        self._homes = {home} if base is None else {home, base}
         self._idle: list[sqlite3.Connection] = []
         self._busy = 0
         self._paused = False
         self._closed = False
         self._uid: str | None = None
         self._gate = threading.Condition(threading.Lock())
+        self._base = None if base is None else place / base / RECORDS
         with translated(folder):
-            self._file = self._identity()
+            self._file = _identity(self._path)
+            self._succeeded = None if self._base is None else _identity(self._base)
+            if self._file is None:
+                raise self._gone()
         _open.add(self)
         # a connection that is only forgotten stays open until the garbage collector comes by
         weakref.finalize(self, _close_all, self._idle)
@@ -183,15 +230,34 @@ class Database:
         Raises Busy, Forbidden, StoreError.
         """
         with translated(self.folder), ExitStack() as held:
-            self._check()
-            self._check_place()
-            # Two locks make a queue: whoever writes again at once finds the turn taken by the one who waits.
-            with locked(self.folder / "turn.lock", f"waiting to write to {self.folder}"):
-                held.enter_context(locked(self.folder / "write.lock", f"writing to {self.folder}"))
+            self._stop_writers(held)
             with self._connection() as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nobody writes while this is held, neither this process nor another. Raises Busy, Forbidden."""
+        with ExitStack() as held:
+            with translated(self.folder):
+                self._stop_writers(held)
+                self._check_place()  # it may be another one after waiting
+            _pauses.add(self.folder)
+            held.callback(_pauses.discard, self.folder)
+            yield
+
+    def check(self) -> None:
+        """Raises StoreError once closed, CollectionNotFound once dropped, LayoutChanged once replaced."""
+        with translated(self.folder):
+            self._check()
+            self._check_place()
+
+    @property
+    def uid(self) -> str:
+        """What tells the collection from others that had or will have its name."""
+        assert self._uid is not None
+        return self._uid
 
     def close(self) -> None:
         """Close what is idle now, and what is in use as soon as it is given back."""
@@ -210,7 +276,11 @@ class Database:
         try:
             self._check_place()
             if connection is None:
-                connection, pooled = self._connect()
+                try:
+                    connection, pooled = self._connect()
+                finally:
+                    # SQLite opens the file, then its log: when both go meanwhile, it reads an older state
+                    self._check_place()
             yield connection
         except BaseException:
             pooled = False  # it may be the connection that is ill
@@ -234,21 +304,33 @@ class Database:
             raise StoreError(f"the collection in {self.folder} was closed; open it again")
 
     def _check_place(self) -> None:
-        if self._identity() != self._file:
+        if current(self._place)[0] not in self._homes or _identity(self._path) != self._file:
             raise self._gone()
+
+    def _stop_writers(self, held: ExitStack) -> None:
+        self._check()
+        self._check_place()
+        try:
+            held.enter_context(alone(self.folder))
+        except FileNotFoundError:
+            self._check_place()  # the folder went meanwhile
+            raise
 
     def _at_rest(self) -> bool:
         return self._busy == 0
 
-    def _identity(self) -> tuple[int, int]:
-        try:
-            status = self._path.stat()
-        except FileNotFoundError as error:
-            raise self._gone() from error
-        return status.st_dev, status.st_ino
-
-    def _gone(self) -> CollectionNotFound:
-        return CollectionNotFound(f"the collection in {self.folder} was dropped or replaced; open it again")
+    def _gone(self) -> CollectionNotFound | LayoutChanged:
+        home, uid = current(self._place)
+        if home not in self._homes and uid == self._uid:
+            return LayoutChanged(
+                f"the collection in {self._place} was laid out anew meanwhile; open it again"
+            )
+        if self._base is not None and _identity(self._base) == self._succeeded:
+            return LayoutChanged(
+                f"another attempt to lay out the collection in {self._place} anew came after this one; "
+                f"open it again"
+            )
+        return CollectionNotFound(f"the collection in {self._place} was dropped or replaced; open it again")
 
     def _connect(self) -> tuple[sqlite3.Connection, bool]:
         """A new connection, and whether it may be used again."""
@@ -283,10 +365,21 @@ class Database:
         return connection
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _close_all(connections: list[sqlite3.Connection]) -> None:
     while connections:
         connections.pop().close()
 
+
+# folders where this process keeps writers waiting
+_pauses: set[Path] = set()
 
 # SQLite's bookkeeping of file locks does not survive a fork: a child that inherits open connections believes
 # that it holds locks which only its parent has. So there are none to inherit at the moment of a fork.

@@ -13,10 +13,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import CollectionNotFound, ManifestError, VecbridgeError
+from ...errors import CollectionNotFound, LayoutChanged, ManifestError, VecbridgeError
 from ...explain import human
 from ...types import Finding
-from .database import RECORDS, Database
+from .database import RECORDS, Database, current
+from .homes import abandoned
 
 if TYPE_CHECKING:
     from . import FlatBackend
@@ -147,10 +148,12 @@ def _available(meminfo: str) -> int:
     return int(found[1]) * 1024
 
 
-def _vectors(folder: Path) -> int:
+def _vectors(place: Path) -> int:
     """Bytes of the largest file of vectors in a collection's folder."""
     sizes = [0]
-    for path in folder.glob("vectors.*"):
+    with suppress(ManifestError):  # opening it will tell
+        place = place / current(place)[0]
+    for path in place.glob("vectors.*"):
         with suppress(FileNotFoundError):  # compaction has just removed it
             sizes.append(path.stat().st_size)
     return max(sizes)
@@ -158,11 +161,15 @@ def _vectors(folder: Path) -> int:
 
 def _leftovers(folder: Path, leftover: re.Pattern[str]) -> Iterator[Finding]:
     left = sorted(path for path in folder.iterdir() if leftover.fullmatch(path.name))
+    for place in sorted(folder.iterdir()):
+        with suppress(OSError):  # no collection, gone meanwhile, or not for this user to look into
+            left += abandoned(place)
     if left and not _changing(folder):
         yield Finding(
             "warning",
             "leftovers",
-            f"{len(left)} half made or half dropped collections of processes that died, as {left[0].name}",
+            f"{len(left)} files or folders of processes that died while they made, replaced or dropped a "
+            f"collection, as {left[0].relative_to(folder)}",
             f"the next new collection clears them away; or {shlex.join(['rm', '-r', *map(str, left)])}",
         )
 
@@ -200,15 +207,15 @@ def _collection(backend: FlatBackend, folder: Path) -> Iterator[Finding]:
         return
     table.close()
     yield Finding("ok", f"{name}: manifest", "the files are as the manifest says")
-    size = (folder / RECORDS).stat().st_size
+    size = (folder / table.home / RECORDS).stat().st_size
     subject = f"{name}: records"
     if size > _READ:
         yield Finding("ok", subject, f"{RECORDS} ({human(size)}) was not read through: that would take long")
         return
     try:
-        with closing(Database(folder)) as database:
+        with closing(Database(folder, home=table.home)) as database:
             wrong, count = _wrong(database)
-    except CollectionNotFound:
+    except (CollectionNotFound, LayoutChanged):
         return
     except VecbridgeError as error:
         wrong, count = str(error), 0

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import ManifestError, StoreError
+from ...errors import LayoutChanged, ManifestError, StoreError
 from ...manifest import Manifest
-from ...types import Batch, Hit, IndexState, Progress, Sizes
+from ...types import Batch, Hit, IndexState, Layout, Progress, Sizes
 from .database import RECORDS, Database
+from .homes import Claim
 from .matrix import Files, Vectors
 from .nearest import nearest
 from .sql import condition
@@ -48,21 +50,28 @@ class _State:
 class FlatTable:
     """One collection's records in a folder; see `vecbridge.backends.Table`."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens the collection in `folder`. Raises ManifestError where files are missing or too short."""
+    def __init__(self, place: Path, *, home: str = "", base: str | None = None) -> None:
+        """Opens the collection whose folder is `place`, and whose files lie in its folder `home`.
+
+        `base`: the home that it shall succeed, None where it is the collection already. Raises ManifestError
+        where files are missing or too short.
+        """
+        folder = place / home
         if not (folder / RECORDS).is_file():
             raise ManifestError(
                 f"expected {RECORDS} in {folder}, found none: this is not a collection, or it is damaged; "
                 f"restore the folder from a backup or delete it"
             )
         self._folder = folder
-        self._database = Database(folder)
+        self._database = Database(place, home=home, base=base)
+        self.place, self.home, self.base = place, home, base
+        self.claim: Claim | None = None
         self._mapped: Vectors | None = None
         self._live: tuple[str, int, Array] | None = None
         try:
             with self._database.reading() as connection:
                 meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
-            self._manifest = _manifest(meta, folder)
+            self._manifest = _manifest(meta, place)
             element = self._manifest.layout.element
             self._files = Files(folder, self._manifest.stored_dim, element)
             with self._snapshot():
@@ -74,6 +83,15 @@ class FlatTable:
     @property
     def manifest(self) -> Manifest:
         return self._manifest
+
+    @property
+    def uid(self) -> str:
+        """What tells the collection, and its successors, from others that had or will have its name."""
+        return self._database.uid
+
+    def check(self) -> None:
+        """Raises StoreError once closed, CollectionNotFound once dropped, LayoutChanged once replaced."""
+        self._database.check()
 
     def write(self, batch: Batch) -> None:
         if not len(batch):
@@ -197,22 +215,44 @@ class FlatTable:
             return [_hits(connection, vectors.rows[at], scores, k) for at, scores in found]
 
     def build_index(self, progress: Progress | None) -> None:
-        pass  # every search is an exact scan
+        self.check()  # nothing to build: every search is an exact scan
 
     def index_state(self) -> IndexState:
+        self.check()
         return IndexState("none")
+
+    def searched(self, layout: Layout) -> FlatTable:
+        same = copy.copy(self)
+        same._manifest = replace(self._manifest, layout=layout)
+        return same
+
+    def keep(self, manifest: Manifest) -> None:
+        text, _ = manifest.dump()  # the basis stays as it is
+        with self._database.writing() as connection:
+            if manifest.generation != self._manifest.generation:
+                raise LayoutChanged(
+                    f"expected what generation {self._manifest.generation} of the collection in {self.place} "
+                    f"says of itself, got it of generation {manifest.generation}; open it again"
+                )
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'manifest'", (text,))
+        self._manifest = manifest
+
+    def paused(self) -> AbstractContextManager[None]:
+        return self._database.paused()
 
     def sizes(self) -> Sizes:
         total = 0
         with self._database.reading():
             for entry in os.scandir(self._folder):
                 with suppress(FileNotFoundError):  # compaction and checkpoints delete files
-                    total += entry.stat().st_size
+                    total += entry.stat().st_size if entry.is_file() else 0
         return Sizes(table=total, index=0)
 
     def close(self) -> None:
         self._database.close()
         self._mapped = self._live = None
+        if self.claim is not None:
+            self.claim.release()
 
     @contextmanager
     def _snapshot(self) -> Iterator[tuple[sqlite3.Connection, _State, Vectors]]:

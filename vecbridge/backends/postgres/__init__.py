@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from psycopg import errors as pg
 from psycopg.sql import SQL, Identifier
 
+from ... import backends
 from ...errors import (
     CollectionExists,
     CollectionNotFound,
@@ -20,15 +21,14 @@ from ...errors import (
 from ...limits import Limits, limits
 from ...manifest import Manifest
 from ...types import Finding
-from . import findings, sql
+from . import findings, sql, succession
 from .address import Address, parse
+from .failures import failures
 from .pool import Connection, Pool
 from .sql import Place
 from .table import Table
 
 __all__ = ["Postgres", "Table", "connect"]
-
-_PATIENCE = "60s"  # for locks that other processes hold while they create, drop or build
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,19 +144,13 @@ class Postgres:
 
         def work(connection: Connection) -> None:
             with connection.transaction():
-                self._lock(connection, manifest.name)
+                succession.lock(connection, self._place.lock(manifest.name), self._place.lock())
                 self._prepare(connection)
                 self._check(manifest)
                 self._insert(connection, manifest)
 
         self._pool.run(work)
         return self._table(manifest)
-
-    def _lock(self, connection: Connection, name: str) -> None:
-        # the collection's before the catalogue's: who waits for a build must not keep others waiting
-        connection.execute("SELECT set_config('lock_timeout', %s, true)", [_PATIENCE])
-        for key in (self._place.lock(name), self._place.lock()):
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", [key])
 
     def _prepare(self, connection: Connection) -> None:
         """The schema, the extension and the catalogue, where they are missing."""
@@ -212,7 +206,7 @@ class Postgres:
                 connection.execute(statement)
         except pg.DuplicateTable as error:
             raise CollectionExists(
-                f"{self.url} has a table {sql.table_name(manifest.name)} that is no collection's; "
+                f"{self.url} has a table {sql.table_name(manifest)} that is no collection's; "
                 f"rename it, or take another name than {manifest.name!r}"
             ) from error
 
@@ -226,9 +220,18 @@ class Postgres:
             if self._facts.home is None:
                 self._facts = _ask(connection, self._schema)
             row = self._entry(connection, name)
-            manifest = Manifest.load(*row)
-            self._compare(connection, manifest)
-            return manifest
+            while True:
+                manifest = Manifest.load(*row)
+                if there := self._columns(connection, manifest):
+                    self._compare(manifest, there)
+                    return manifest
+                before, row = row, self._entry(connection, name)
+                # it may have got another table between the two looks
+                if row == before:
+                    raise ManifestError(
+                        f"collection {name!r} in {self.url} has lost its table {sql.table_name(manifest)}; "
+                        f"restore it from a backup, or drop the collection"
+                    )
 
         return self._table(self._pool.run(fetch))
 
@@ -242,20 +245,18 @@ class Postgres:
             raise CollectionNotFound(f"there is no collection {name!r} in {self.url}")
         return row[0], row[1]
 
-    def _compare(self, connection: Connection, manifest: Manifest) -> None:
+    def _columns(self, connection: Connection, manifest: Manifest) -> dict[str, tuple[str, int, str]]:
+        """Type, dimension and storage of the columns that are there."""
         rows = connection.execute(
             "SELECT a.attname, t.typname, a.atttypmod, a.attstorage::text FROM pg_class c"
             " JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid"
             " JOIN pg_type t ON t.oid = a.atttypid"
             " WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped",
-            [self._schema, sql.table_name(manifest.name)],
+            [self._schema, sql.table_name(manifest)],
         ).fetchall()
-        there = {name: (type, dim, storage) for name, type, dim, storage in rows}
-        if not there:
-            raise ManifestError(
-                f"collection {manifest.name!r} in {self.url} has lost its table "
-                f"{sql.table_name(manifest.name)}; restore it from a backup, or drop the collection"
-            )
+        return {name: (type, dim, storage) for name, type, dim, storage in rows}
+
+    def _compare(self, manifest: Manifest, there: dict[str, tuple[str, int, str]]) -> None:
         others = {"id": "text", "digest": "bytea", "document": "text", "metadata": "jsonb"}
         wrong = [
             f"{name} is {there[name][0] if name in there else 'missing'}, expected {type}"
@@ -268,7 +269,7 @@ class Postgres:
                 wrong.append(f"{column.name} is {_column(found)}, expected {_column(expected)}")
         if wrong:
             raise ManifestError(
-                f"table {sql.table_name(manifest.name)} in {self.url} is not as its manifest says: "
+                f"table {sql.table_name(manifest)} in {self.url} is not as its manifest says: "
                 f"{'; '.join(wrong)}"
             )
 
@@ -277,22 +278,58 @@ class Postgres:
 
         def work(connection: Connection) -> None:
             with connection.transaction():
-                self._lock(connection, name)
+                succession.lock(connection, self._place.lock(name), self._place.lock())
                 self._entry(connection, name)
-                connection.execute(SQL("DROP TABLE IF EXISTS {}").format(self._place.table(name)))
+                for table in succession.tables(connection, self._place, name):
+                    connection.execute(SQL("DROP TABLE {}").format(table))
                 connection.execute(
                     SQL("DELETE FROM {} WHERE name = %s").format(self._place.catalogue), [name]
                 )
 
         self._pool.run(work)
 
+    def successor(self, manifest: Manifest) -> Table:
+        """A new, empty table that may become the collection; see `succession`.
+
+        Raises CollectionNotFound, LayoutChanged, FeatureMissing, Forbidden, Busy.
+        """
+
+        def work(connection: Connection) -> int:
+            self._entry(connection, manifest.name)
+            self._facts = _ask(connection, self._schema)
+            self._check(manifest)
+            return succession.make(connection, self._place, manifest)
+
+        return self._table(manifest, number=self._pool.run(work))
+
+    def switch(self, successor: backends.Table) -> None:
+        """Make the successor the collection, in one transaction: that of the pause where there is one.
+
+        Raises CollectionNotFound, LayoutChanged, Busy.
+        """
+        assert isinstance(successor, Table)
+        pausing = self._pool.pausing.get(successor.manifest.name)
+        if pausing is None:
+            self._pool.run(lambda connection: succession.switch(connection, self._place, successor))
+        else:
+            with failures(self._address):
+                succession.switch(pausing, self._place, successor)
+                pausing.commit()
+        successor.number = None
+
+    def discard(self, successor: backends.Table) -> None:
+        """Drop a successor that shall not become the collection."""
+        assert isinstance(successor, Table)
+        self._pool.run(lambda connection: succession.discard(connection, self._place, successor))
+
     def findings(self) -> list[Finding]:
         """What is right and wrong with this database and the collections in it; changes nothing."""
         self._facts = self._pool.run(lambda connection: _ask(connection, self._address.schema))
         return findings.findings(self, self._pool, self._place, socket=self._address.socket)
 
-    def _table(self, manifest: Manifest) -> Table:
-        return Table(self._pool, self._place, manifest, iterative=self.limits().has("iterative scan"))
+    def _table(self, manifest: Manifest, *, number: int | None = None) -> Table:
+        iterative = self.limits().has("iterative scan")
+        return Table(self._pool, self._place, manifest, iterative=iterative, number=number)
 
     def close(self) -> None:
         """Give back the connections. May be called twice."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.sql import SQL, Composed, Identifier
+from psycopg.sql import SQL, Composed
 
 from ... import sizes
 from ...errors import IndexFailure
@@ -64,7 +64,7 @@ def state(table: Table, connection: Connection) -> IndexState:
         return IndexState("none", detail="searches scan a compact copy of every vector" if scan else "")
     found = _find(table, connection)
     if found is None:
-        rows = connection.execute(SQL("SELECT EXISTS (SELECT FROM {})").format(_name(table))).fetchone()
+        rows = connection.execute(SQL("SELECT EXISTS (SELECT FROM {})").format(table.name)).fetchone()
         if index.kind == "ivfflat" and rows == (False,):
             return IndexState("missing", detail="ivfflat is built from rows, and there are none yet")
         return IndexState("missing", detail="call build_index() after loading")
@@ -72,7 +72,7 @@ def state(table: Table, connection: Connection) -> IndexState:
         return IndexState("invalid", detail="an interrupted build left it; build_index() repairs it")
     if reason := _objection(table, index, found, rows=None):
         return IndexState("invalid", detail=f"{reason}; build_index() rebuilds it")
-    return IndexState("ready", used=sql.index_name(table.manifest.name) in table.explain(connection))
+    return IndexState("ready", used=sql.index_name(table.manifest) in table.explain(connection))
 
 
 def build(table: Table, progress: Progress | None, *, concurrently: bool) -> None:
@@ -82,22 +82,20 @@ def build(table: Table, progress: Progress | None, *, concurrently: bool) -> Non
         return
     watch = _Watch(table, progress)
     with table.pool.own() as connection, table.there(), _alone(table, connection, watch):
-        count = connection.execute(SQL("SELECT count(*) FROM {}").format(_name(table))).fetchone()
+        count = connection.execute(SQL("SELECT count(*) FROM {}").format(table.name)).fetchone()
         assert count is not None
         rows = int(count[0])
         found = _find(table, connection)
         if found is None or not found.valid or _objection(table, index, found, rows=rows):
             if found is not None:
-                drop = SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(
-                    table.place.index(table.manifest.name)
-                )
+                drop = SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(table.place.index(table.manifest))
                 connection.execute(drop)
             if index.kind == "ivfflat" and not rows:
                 return
             watch.rows = rows
             _create(table, connection, index, watch, concurrently=concurrently)
-            connection.execute(SQL("ANALYZE {}").format(_name(table)))
-        name = sql.index_name(table.manifest.name)
+            connection.execute(SQL("ANALYZE {}").format(table.name))
+        name = sql.index_name(table.manifest)
         if name not in (used := table.explain(connection)):
             raise IndexFailure(
                 f"index {name} is there, but the search of collection {table.manifest.name!r} does not run "
@@ -107,17 +105,13 @@ def build(table: Table, progress: Progress | None, *, concurrently: bool) -> Non
         watch.done(rows)
 
 
-def _name(table: Table) -> Identifier:
-    return table.place.table(table.manifest.name)
-
-
 def _find(table: Table, connection: Connection) -> _Found | None:
     row = connection.execute(
         "SELECT i.indisvalid, m.amname, o.opcname, pg_get_indexdef(c.oid, 1, false), c.reloptions "
         "FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam "
         "JOIN pg_opclass o ON o.oid = i.indclass[0] "
         "WHERE i.indrelid = %s::regclass AND c.relname = %s",
-        [_name(table).as_string(None), sql.index_name(table.manifest.name)],
+        [table.name.as_string(None), sql.index_name(table.manifest)],
     ).fetchone()
     if row is None:
         return None
@@ -162,6 +156,8 @@ def _create(table: Table, connection: Connection, index: Index, watch: _Watch, *
     for _ in range(3):
         try:
             _configure(connection, memory, workers)
+            if table.number is not None:
+                _tie(connection)
             _execute(connection, statement, watch)
             return
         except (pg.DiskFull, pg.OutOfMemory) as error:
@@ -190,7 +186,7 @@ def _failed(table: Table, error: psycopg.Error) -> IndexFailure:
 def _drop_invalid(table: Table, connection: Connection) -> None:
     found = _find(table, connection)
     if found is not None and not found.valid:
-        connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(table.place.index(table.manifest.name)))
+        connection.execute(SQL("DROP INDEX CONCURRENTLY {}").format(table.place.index(table.manifest)))
 
 
 def _machine(*, local: bool, rows: int) -> tuple[int, int]:
@@ -231,10 +227,19 @@ def _configure(connection: Connection, memory: int, workers: int) -> None:
     )
 
 
+def _tie(connection: Connection) -> None:
+    """Let a build end with the process that wants it: nobody needs the index of an abandoned successor."""
+    # PostgreSQL 14 and later; else the server notices only when it has built for hours
+    connection.execute(
+        "SELECT set_config(name, '2s', false) FROM pg_settings "
+        "WHERE name = 'client_connection_check_interval'"
+    )
+
+
 @contextmanager
 def _alone(table: Table, connection: Connection, watch: _Watch) -> Iterator[None]:
     """Waits until no other process builds this index."""
-    key = table.place.lock(table.manifest.name)
+    key = table.lock
     # asked again and again instead of waited for: a waiting statement would be one that a concurrent build,
     # which waits for all others, waits for
     while connection.execute("SELECT pg_try_advisory_lock(%s)", [key]).fetchone() != (True,):
@@ -273,7 +278,7 @@ class _Watch:
         """Report how far it is now."""
         if self._progress is None:
             return
-        relation = _name(self._table).as_string(None)
+        relation = self._table.name.as_string(None)
 
         def fetch(connection: Connection) -> tuple[int, ...] | None:
             return connection.execute(

@@ -50,15 +50,15 @@ class Checkup:
                 f"{name}: manifest",
                 str(error),
                 f"undo what was changed by hand (ALTER TABLE … ALTER COLUMN … TYPE or SET STORAGE), restore "
-                f"{self.place.table(name).as_string(None)} from a backup, or give the collection up: "
+                f"its table from a backup, or give the collection up: "
                 f"vecbridge drop URL {name}",
             )
             return
-        state = self.pool.run(lambda connection: facts.state(connection, self.place, name))
+        state = self.pool.run(lambda connection: facts.state(connection, self.place, table.manifest))
         if state is None:
             return
         yield Finding("ok", f"{name}: manifest", "the table is as the manifest says")
-        yield self._rights(name, state)
+        yield self._rights(table, state)
         yield from self._grown(table, state)
         if state.may_read:
             try:
@@ -71,15 +71,15 @@ class Checkup:
             )
         yield from self._upkeep(table, state)
 
-    def _rights(self, name: str, state: State) -> Finding:
-        subject, user = f"{name}: rights", self.server.user
+    def _rights(self, table: Table, state: State) -> Finding:
+        subject, user = f"{table.manifest.name}: rights", self.server.user
         if state.lacking:
             return Finding(
                 "warning" if state.may_read else "broken",
                 subject,
                 f"user {user} may not {_listed(state.lacking)}",
                 f"{'if it shall' if state.may_read else f'have {state.owner} run'}: "
-                f"GRANT {', '.join(state.lacking)} ON {self.place.table(name).as_string(None)} "
+                f"GRANT {', '.join(state.lacking)} ON {table.name.as_string(None)} "
                 f"TO {sql.quoted(user)};",
             )
         if not state.owned:
@@ -132,7 +132,7 @@ class Checkup:
         manifest, place = table.manifest, self.place
         lists = min(max(index.lists, 1), max(1, int(max(state.rows, manifest.rows)) // 50))
         create = sql.create_index(manifest, place, lists=lists, concurrently=True).as_string(None)
-        drop = f"DROP INDEX CONCURRENTLY {place.index(manifest.name).as_string(None)};\n"
+        drop = f"DROP INDEX CONCURRENTLY {place.index(manifest).as_string(None)};\n"
         who = "" if state.owned else f" as {state.owner}, who owns the table,"
         found = (
             f"{status}: {detail}" if status == "invalid" else "missing, so every search scans every vector"
@@ -143,7 +143,7 @@ class Checkup:
             found,
             f"call build_index() on the collection, or{who} run\n"
             f"{drop if status == 'invalid' else ''}{create};\n"
-            f"ANALYZE {place.table(manifest.name).as_string(None)};",
+            f"ANALYZE {table.name.as_string(None)};",
         )
 
     def _unused(self, table: Table) -> Finding:
@@ -157,7 +157,7 @@ class Checkup:
                 f"ALTER ROLE {sql.quoted(server.user)} IN DATABASE {sql.quoted(server.database)} "
                 f"SET enable_indexscan = on;",
             )
-        relation = self.place.table(name).as_string(None)
+        relation = table.name.as_string(None)
         return Finding(
             "broken",
             subject,
@@ -217,10 +217,10 @@ class Checkup:
 
     def _upkeep(self, table: Table, state: State) -> Iterator[Finding]:
         name, limits = table.manifest.name, self.postgres.limits()
-        subject, relation = f"{name}: vacuum", self.place.table(name).as_string(None)
+        subject, relation = f"{name}: vacuum", table.name.as_string(None)
         index = sql.indexed(table.manifest)
         hnsw = index is not None and index.kind == "hnsw"
-        reindex = f"REINDEX INDEX CONCURRENTLY {self.place.index(name).as_string(None)};"
+        reindex = f"REINDEX INDEX CONCURRENTLY {self.place.index(table.manifest).as_string(None)};"
         if hnsw and not limits.has("repaired hnsw vacuum"):
             since = limits.features["repaired hnsw vacuum"].since
             again = f", then {reindex}" if state.vacuumed else ""

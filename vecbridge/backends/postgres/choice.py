@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...manifest import Manifest
-from ...sizes import PAGE, RATES, row_bytes, vector_bytes
+from ...sizes import PAGE, row_bytes, vector_bytes
+from ...speeds import ROUGH
 from .sql import indexed, scanned
 
 LARGEST = 300_000  # rows; reading more takes above 0.3 s, for which the index gives up or finds enough
 
 # Seconds for each row with metadata of three keys, one query at a time on two shared cores of a 2024 server,
-# PostgreSQL 18.4 and pgvector 0.8.5, all in memory: within a factor of two, as `sizes.RATES` are. Measured:
+# PostgreSQL 18.4 and pgvector 0.8.5, all in memory: within a factor of two, as `speeds.ROUGH` is. Measured:
 # filter 0.65 to 1.4 us, and 0.05 to 0.1 us for each operand of $in; hnsw 5 to 12 us (float32 256), 5 to 10 us
 # (bit 1,024), 11 to 40 us (float16 3,584); ivfflat 2.1 to 2.8 us (float32 256).
 _FILTER, _OPERAND = 1e-6, 0.08e-6
@@ -49,9 +50,9 @@ def exact_is_cheaper(manifest: Manifest, probe: Probe, *, k: int, candidates: in
     index, layout = indexed(manifest), manifest.layout
     assert index is not None
     row, value = row_bytes(layout, manifest.stored_dim), vector_bytes(layout.element, manifest.stored_dim)
-    rate = RATES["beside" if row.beside and not layout.inline else "inline"]
+    rate = ROUGH["pgvector"].scans["beside" if row.beside and not layout.inline else "inline"]
     test = _FILTER + _OPERAND * operands
-    exact = probe.rows * (test + probe.share * (rate.row + value / rate.bytes))
+    exact = probe.rows * (test + probe.share * rate.seconds(1, value))
     passing, byte = _VISIT[index.kind]
     visit = (
         passing

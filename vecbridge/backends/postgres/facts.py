@@ -7,6 +7,7 @@ from datetime import datetime
 
 from psycopg.rows import class_row
 
+from ...manifest import Manifest
 from . import sql
 from .pool import Connection
 from .sql import Place
@@ -67,8 +68,8 @@ SELECT current_database() AS database, current_user AS user,
     coalesce(has_schema_privilege(n.oid, 'CREATE'), false) AS may_add,
     c.oid IS NOT NULL AS catalogue,
     coalesce(has_table_privilege(c.oid, 'SELECT'), false) AS may_read,
-    coalesce(has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'DELETE'), false)
-        AS may_write,
+    coalesce(has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE')
+        AND has_table_privilege(c.oid, 'DELETE'), false) AS may_write,
     (SELECT stats_reset FROM pg_stat_database WHERE datname = current_database()) AS statistics_since
 FROM (SELECT %s::text AS schema) AS wanted
     LEFT JOIN pg_namespace n ON n.nspname = wanted.schema
@@ -126,7 +127,11 @@ def server(connection: Connection, place: Place) -> Server:
     return found
 
 
-def state(connection: Connection, place: Place, name: str) -> State | None:
+def state(connection: Connection, place: Place, manifest: Manifest) -> State | None:
     """What there is to know of a collection's table, None where there is none."""
-    values = {"index": sql.index_name(name), "schema": place.schema, "table": sql.table_name(name)}
+    values = {
+        "index": sql.index_name(manifest),
+        "schema": place.schema,
+        "table": sql.table_name(manifest),
+    }
     return connection.cursor(row_factory=class_row(State)).execute(_STATE, values).fetchone()

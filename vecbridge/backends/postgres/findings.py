@@ -7,7 +7,7 @@ itself a finding. A remedy that is SQL can be pasted as it stands.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from ...errors import InputError
 from ...explain import human
 from ...manifest import check_name
 from ...types import Finding
-from . import facts, sql
+from . import facts, sql, succession
 from .checkup import Checkup
 from .facts import Server
 from .pool import SIZE, Pool
@@ -71,9 +71,10 @@ class _Doctor:
             if server.may_use or not server.there:
                 yield Finding("ok", "collections", "there are none yet")
         elif server.may_use and server.may_read:
-            names = self.postgres.names()
+            listed = self.pool.run(lambda one: succession.listed(one, self.place))
+            names = sorted(listed)
             yield Finding("ok", "collections", f"{len(names)} in schema {server.schema}")
-            yield from self._strays(names)
+            yield from self._strays(listed)
             checkup = Checkup(self.postgres, self.pool, self.place, server, self.room)
             for name in names:
                 yield from checkup.look(name)
@@ -199,31 +200,50 @@ class _Doctor:
                 "warning",
                 subject,
                 f"user {server.user} may not add collections to {sql.CATALOGUE}",
-                f"if it shall: GRANT INSERT, DELETE ON {catalogue} TO {user};",
+                f"if it shall: GRANT INSERT, UPDATE, DELETE ON {catalogue} TO {user};",
             )
         else:
             yield Finding("ok", subject, f"user {server.user} may create collections in {server.schema}")
 
-    def _strays(self, names: list[str]) -> Iterator[Finding]:
-        """Tables that look like a collection's and are in no catalogue."""
-        prefix = sql.table_name("")
+    def _strays(self, listed: Mapping[str, int]) -> Iterator[Finding]:
+        """Tables that look like a collection's and are none, by the generations that the catalogue lists."""
         statement = (
             "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
             " WHERE n.nspname = %s AND c.relkind = 'r' AND starts_with(c.relname, %s)"
             " AND 4 = (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = c.oid"
             " AND a.attname IN ('id', 'embedding', 'metadata', 'digest')) ORDER BY 1"
         )
-        rows = self.pool.run(lambda one: one.execute(statement, [self.place.schema, prefix]).fetchall())
+        rows = self.pool.run(lambda one: one.execute(statement, [self.place.schema, sql.PREFIX]).fetchall())
         for (table,) in rows:
-            name = table.removeprefix(prefix)
-            if name not in names and _possible(name):
+            name, generation = sql.collection_of(table) or ("", 0)
+            if not _possible(name) or listed.get(name) == generation:
+                continue
+            drop = f"DROP TABLE {self.place.table_of(name, generation).as_string(None)};"
+            if name not in listed:
                 yield Finding(
                     "warning",
                     f"table {table}",
                     f"it looks like a collection, but {sql.CATALOGUE} does not list it: nothing opens it",
-                    f"restore the catalogue from a backup, or, if nobody needs the table: "
-                    f"DROP TABLE {self.place.table(name).as_string(None)};",
+                    f"restore the catalogue from a backup, or, if nobody needs the table: {drop}",
                 )
+            elif self._paused(name, listed[name]):
+                yield Finding("ok", f"{name}: layout", "it is being laid out anew right now")
+            else:
+                yield Finding(
+                    "warning",
+                    f"{name}: layout",
+                    f"{table} was begun for another layout and never became the collection",
+                    f"it goes with the next attempt, or now: {drop}",
+                )
+
+    def _paused(self, name: str, generation: int) -> bool:
+        """Whether somebody keeps the writers of a collection waiting."""
+        statement = (
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE granted AND mode = 'ShareRowExclusiveLock' "
+            "AND relation = to_regclass(%s))"
+        )
+        relation = self.place.table_of(name, generation).as_string(None)
+        return self.pool.run(lambda one: one.execute(statement, [relation]).fetchone()) == (True,)
 
 
 def version(major: int, text: str, today: date) -> Finding:

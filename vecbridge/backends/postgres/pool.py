@@ -51,6 +51,8 @@ class Pool:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(SIZE)
         self._idle: list[Connection] = []
+        # connections that keep a collection paused, by its name
+        self.pausing: dict[str, Connection] = {}
         weakref.finalize(self, _close_all, self._idle, self._process)
 
     @property

@@ -2,6 +2,9 @@
 
 Everything of pgvector's is named with its schema, so that nothing depends on the search path. Names with a
 `$` are ours: no collection's name holds one, so that no collection's table can take them.
+
+A collection that was laid out anew lies in a table of another name: `vecbridge_NAME$GENERATION`. So whoever
+still has the old one open finds nothing, instead of a table that is not what it takes it for.
 """
 
 from __future__ import annotations
@@ -33,13 +36,17 @@ class Place:
     schema: str
     home: str
 
-    def table(self, name: str) -> Identifier:
+    def table(self, manifest: Manifest) -> Identifier:
         """The table of a collection."""
-        return Identifier(self.schema, f"vecbridge_{name}")
+        return self.table_of(manifest.name, manifest.generation)
 
-    def index(self, name: str) -> Identifier:
+    def table_of(self, name: str, generation: int) -> Identifier:
+        """The table of a collection in one of its generations."""
+        return Identifier(self.schema, f"{PREFIX}{_numbered(name, generation)}")
+
+    def index(self, manifest: Manifest) -> Identifier:
         """The search index of a collection."""
-        return Identifier(self.schema, index_name(name))
+        return Identifier(self.schema, index_name(manifest))
 
     @property
     def catalogue(self) -> Identifier:
@@ -68,14 +75,41 @@ def type_of(element: Element) -> Type:
     return _TYPES[element]
 
 
-def table_name(name: str) -> str:
+PREFIX = "vecbridge_"
+# PostgreSQL cuts names at 63 bytes, of which the prefix, a name of 48 and the `$` take 59
+MOST_GENERATIONS = 9_999
+
+
+def table_name(manifest: Manifest) -> str:
     """The table of a collection, without its schema."""
-    return f"vecbridge_{name}"
+    return f"{PREFIX}{_numbered(manifest.name, manifest.generation)}"
 
 
-def index_name(name: str) -> str:
-    """The search index of a collection: at most 62 bytes, PostgreSQL cuts at 63."""
-    return f"vecbridge_{name}$idx"
+def index_name(manifest: Manifest) -> str:
+    """The search index of a collection, without its schema."""
+    return _beside(manifest, "idx")
+
+
+def _numbered(name: str, generation: int) -> str:
+    return f"{name}${generation}" if generation else name
+
+
+def _beside(manifest: Manifest, what: str) -> str:
+    """What belongs to a collection's table; the short prefix leaves room for the generation."""
+    prefix = "vb_" if manifest.generation else PREFIX
+    return f"{prefix}{_numbered(manifest.name, manifest.generation)}${what}"
+
+
+def collection_of(table: str) -> tuple[str, int] | None:
+    """The collection and the generation that a table would be of by its name; None where of none."""
+    if not table.startswith(PREFIX):
+        return None
+    name, numbered, generation = table.removeprefix(PREFIX).partition("$")
+    if not numbered:
+        return name, 0
+    # as table_name writes it, so that no other table is taken for ours
+    right = generation.isascii() and generation.isdigit() and not generation.startswith("0")
+    return (name, int(generation)) if right else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +164,7 @@ def create_table(manifest: Manifest, place: Place) -> list[Composed]:
     `id` and `metadata` are STORAGE MAIN: beside an inline vector, PostgreSQL would else move them out of the
     row, where a filter over them took 2.4 times as long (measured). Statistics on vectors serve nobody.
     """
-    table = place.table(manifest.name)
+    table = place.table(manifest)
     vectors = vector_columns(manifest)
     declared = [
         SQL("{} {} NOT NULL").format(Identifier(column.name), place.type(column.type, column.dim))
@@ -139,7 +173,7 @@ def create_table(manifest: Manifest, place: Place) -> list[Composed]:
     create = SQL(
         'CREATE TABLE {} (id text COLLATE "C" CONSTRAINT {} PRIMARY KEY, {}, digest bytea, document text, '
         "metadata jsonb NOT NULL)"
-    ).format(table, Identifier(f"vecbridge_{manifest.name}$key"), SQL(", ").join(declared))
+    ).format(table, Identifier(_beside(manifest, "key")), SQL(", ").join(declared))
     settings = [
         SQL("ALTER {0} SET STORAGE {1}, ALTER {0} SET STATISTICS 0").format(
             Identifier(column.name), SQL("PLAIN" if column.inline else "EXTERNAL")
@@ -194,8 +228,8 @@ def create_index(
     assert index is not None
     return SQL("CREATE INDEX {}{} ON {} USING {} ({} {}) WITH ({})").format(
         SQL("CONCURRENTLY " if concurrently else ""),
-        Identifier(index_name(manifest.name)),
-        place.table(manifest.name),
+        Identifier(index_name(manifest)),
+        place.table(manifest),
         SQL(index.kind),
         _searched(manifest, place, index),
         Identifier(place.home, _opclass(manifest, index)),
@@ -249,7 +283,7 @@ def search(
     cast the column instead, and the index would not be used. "+ 0" keeps the planner from taking a relaxed
     scan for sorted (PostgreSQL 17 and later), and from using the index where the scan is to be exact.
     """
-    table, column = place.table(manifest.name), stored(manifest)
+    table, column = place.table(manifest), stored(manifest)
     condition = SQL("") if where is None else SQL(" WHERE {}").format(where)
     whole = SQL("{}::{}").format(Placeholder("q", format="b"), place.type(column.type))
     exact = _distance(Identifier(column.name), manifest.space.metric, whole, place)
@@ -296,7 +330,9 @@ def scanned(candidates: int) -> int:
     return max(20_000, 4 * candidates)
 
 
-def probe(place: Place, name: str, *, where: Composable, density: float, sample: int, most: int) -> Composed:
+def probe(
+    manifest: Manifest, place: Place, *, where: Composable, density: float, sample: int, most: int
+) -> Composed:
     """One row of the fraction sampled, rows seen and rows that match; none where there are above `most`.
 
     Pages are sampled, about `sample` rows of them and always the same, so that the same search takes the same
@@ -313,10 +349,10 @@ def probe(place: Place, name: str, *, where: Composable, density: float, sample:
     ).format(
         sample=Value(float(sample)),
         density=Value(density),
-        regclass=Value(place.table(name).as_string(None)),
+        regclass=Value(place.table(manifest).as_string(None)),
         most=Value(most),
         where=where,
-        table=place.table(name),
+        table=place.table(manifest),
     )
 
 

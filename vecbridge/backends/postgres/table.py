@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,10 +14,9 @@ import numpy as np
 from psycopg import errors as pg
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
-from ...errors import CollectionNotFound
 from ...manifest import Manifest
-from ...types import Batch, Hit, IndexState, Progress, Sizes
-from . import build, choice, copy, sql
+from ...types import Batch, Hit, IndexState, Layout, Progress, Sizes
+from . import build, choice, copy, sql, succession
 from .filters import compile
 from .pool import Connection, Pool
 from .sql import Place
@@ -37,17 +37,21 @@ _MOST_CANDIDATES = 1_000  # of one HNSW scan that cannot go on: the largest hnsw
 
 
 class Table:
-    """A collection in a table `vecbridge_NAME`.
+    """A collection in a table `vecbridge_NAME`, or `vecbridge_NAME$GENERATION` once it was laid out anew.
 
-    `iterative`: this server's index scans can go on until enough rows match (pgvector 0.8).
+    `iterative`: this server's index scans can go on until enough rows match (pgvector 0.8). `number`: the
+    server's own of a table that is no collection yet, None for any other.
     """
 
-    def __init__(self, pool: Pool, place: Place, manifest: Manifest, *, iterative: bool) -> None:
+    def __init__(
+        self, pool: Pool, place: Place, manifest: Manifest, *, iterative: bool, number: int | None = None
+    ) -> None:
         self.pool = pool
         self.place = place
+        self.name = place.table(manifest)
+        self.number = number
         self._manifest = manifest
         self._iterative = iterative
-        self._name = place.table(manifest.name)
         self._columns = sql.vector_columns(manifest)
 
         @lru_cache(maxsize=64)
@@ -61,22 +65,37 @@ class Table:
         """What the collection says of itself."""
         return self._manifest
 
+    @property
+    def lock(self) -> int:
+        """The advisory lock of whoever builds its index; a successor's is not the collection's."""
+        if self.number is None:
+            return self.place.lock(self._manifest.name)
+        return succession.successor_lock(self.place, self._manifest)
+
     def run(self, work: Callable[[Connection], T]) -> T:
-        """What `work` returns; a table that is gone becomes CollectionNotFound."""
+        """What `work` returns; a table that is gone becomes CollectionNotFound or LayoutChanged."""
 
         def named(connection: Connection) -> T:
-            with self.there():
+            try:
                 return work(connection)
+            except pg.UndefinedTable as error:
+                raise _Absent from error
 
-        return self.pool.run(named)
+        with self.there():
+            return self.pool.run(named)
 
     @contextmanager
     def there(self) -> Iterator[None]:
-        """Turns the absence of the table into CollectionNotFound."""
+        """Turns the absence of the table into CollectionNotFound, or LayoutChanged.
+
+        It asks the catalogue with a connection of the pool: whoever holds one meanwhile may wait for himself.
+        """
         try:
             yield
+        except _Absent as error:
+            raise succession.gone(self) from error.__cause__
         except pg.UndefinedTable as error:
-            raise CollectionNotFound(f"collection {self._manifest.name!r} has been dropped") from error
+            raise succession.gone(self) from error
 
     def write(self, batch: Batch) -> None:
         """Insert or replace these records: all of them or none, durable when the call returns."""
@@ -88,6 +107,8 @@ class Table:
         def once(connection: Connection) -> None:
             with connection.transaction():
                 with connection.pipeline():
+                    # before anything is read: who reads first and then waits to write, may be waited for
+                    connection.execute(self._sql("LOCK TABLE {} IN ROW EXCLUSIVE MODE"))
                     # the planner would read the whole table to look for some hundred ids
                     connection.execute("SET LOCAL enable_seqscan = off")
                     probe = connection.execute(
@@ -95,7 +116,7 @@ class Table:
                     )
                 found = probe.fetchone()
                 if found == (False,):
-                    self._copy(connection, self._name, copy.blocks(batch, order, columns))
+                    self._copy(connection, self.name, copy.blocks(batch, order, columns))
                 else:
                     self._replace(connection, copy.blocks(batch, order, columns))
 
@@ -127,13 +148,13 @@ class Table:
         updates = SQL(", ").join(SQL("{0} = EXCLUDED.{0}").format(name) for name in names[1:])
         listed = SQL(", ").join(names)
         connection.execute(
-            SQL("CREATE TEMP TABLE {} (LIKE {}) ON COMMIT DROP").format(Identifier(sql.STAGING), self._name),
+            SQL("CREATE TEMP TABLE {} (LIKE {}) ON COMMIT DROP").format(Identifier(sql.STAGING), self.name),
             prepare=False,
         )
         self._copy(connection, staging, blocks)
         connection.execute(
             SQL("INSERT INTO {0} ({1}) SELECT {1} FROM {2} ON CONFLICT (id) DO UPDATE SET {3}").format(
-                self._name, listed, staging, updates
+                self.name, listed, staging, updates
             ),
             prepare=False,
         )
@@ -290,8 +311,8 @@ class Table:
         condition, values = compile(where)
         operands = sum(len(value) for value in values.values() if isinstance(value, list))
         text = sql.probe(
+            self._manifest,
             self.place,
-            self._manifest.name,
             where=condition,
             density=choice.density(self._manifest),
             sample=choice.sample(operands),
@@ -384,6 +405,33 @@ class Table:
         """What has become of the index, by the server's own account."""
         return self.run(lambda connection: build.state(self, connection))
 
+    def searched(self, layout: Layout) -> Table:
+        """The same records, for searching with other widths."""
+        manifest = replace(self._manifest, layout=layout)
+        return Table(self.pool, self.place, manifest, iterative=self._iterative, number=self.number)
+
+    def keep(self, manifest: Manifest) -> None:
+        """Replace what the collection says of itself, for its generation only."""
+        if not self.pool.run(lambda connection: succession.keep(connection, self.place, manifest)):
+            raise succession.gone(self)
+        # nothing but widths differ: statements that were composed before stay what they are
+        self._manifest = manifest
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """All writers wait, of any process, and searches go on; see `succession`."""
+        with self.pool.own() as connection:
+            with self.there():
+                succession.hold(connection, self)
+            name = self._manifest.name
+            self.pool.pausing[name] = connection
+            try:
+                yield
+            finally:
+                # after a switch another thread may be pausing it already
+                if self.pool.pausing.get(name) is connection:
+                    del self.pool.pausing[name]
+
     def sizes(self) -> Sizes:
         """Bytes on disk."""
         statement = SQL(
@@ -391,10 +439,10 @@ class Table:
             "FROM pg_index WHERE indrelid = c.oid AND indisprimary), "
             "coalesce(pg_relation_size(to_regclass(%s)), 0) FROM pg_class c WHERE c.oid = %s::regclass"
         )
-        index = self.place.index(self._manifest.name).as_string(None)
+        index = self.place.index(self._manifest).as_string(None)
 
         def fetch(connection: Connection) -> Sizes:
-            row = connection.execute(statement, [index, self._name.as_string(None)]).fetchone()
+            row = connection.execute(statement, [index, self.name.as_string(None)]).fetchone()
             assert row is not None
             return Sizes(int(row[0]), int(row[1]))
 
@@ -404,7 +452,11 @@ class Table:
         """Nothing to give back: the connections are the backend's."""
 
     def _sql(self, text: Any) -> Composed:
-        return SQL(text).format(self._name)
+        return SQL(text).format(self.name)
+
+
+class _Absent(Exception):
+    """The table is not there; the driver's error is the cause."""
 
 
 def _parts(ids: Sequence[str]) -> Iterator[list[str]]:

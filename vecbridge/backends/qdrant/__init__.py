@@ -7,25 +7,35 @@ qdrant:PATH                Edge: the engine itself, in this process, in a folder
 
 from __future__ import annotations
 
-import json
 import secrets
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from ...errors import CollectionNotFound, InputError, ManifestError, StoreError
+from ...errors import (
+    CollectionExists,
+    CollectionNotFound,
+    InputError,
+    LayoutChanged,
+    ManifestError,
+    StoreError,
+)
 from ...limits import Limits
-from ...manifest import Manifest, check_name
+from ...manifest import Manifest
 from ...types import FieldKind, Finding
 from . import config
 from .address import Address, parse
 from .engine import Engine, Json
 from .filters import key
+from .generations import Generation, Generations, current, grouped, name_of, successor_name
 from .table import Table
+
+if TYPE_CHECKING:
+    from .. import Table as AnyTable
 
 __all__ = ["Qdrant", "Table", "connect"]
 
 # where Edge keeps collections if no path is given
 _DEFAULT = "./vecbridge-qdrant"
-_OURS = "vecbridge"
 # the payload key that holds the marks; see `filters`
 _MARKS = "odd"
 # what a field's values are indexed as; booleans are told by marks, see `filters`
@@ -66,6 +76,7 @@ class Qdrant:
     def __init__(self, engine: Engine, *, exposed: bool = False) -> None:
         self._engine = engine
         self._exposed = exposed
+        self._generations = Generations(engine)
 
     def __repr__(self) -> str:
         return f"<Qdrant {self.url}>"
@@ -78,24 +89,25 @@ class Qdrant:
         return self._engine.limits()
 
     def names(self) -> list[str]:
-        return sorted(name for name in self._engine.collections() if _possible(name) and self._is_ours(name))
-
-    def _is_ours(self, name: str) -> bool:
-        try:
-            return self._entry(name, self._engine.describe(name)) is not None
-        except CollectionNotFound:  # dropped since it was listed
-            return False
-
-    def _entry(self, name: str, description: Json) -> Json | None:
-        """What we wrote about a collection when we made it: its manifest, and the key of its basis."""
-        metadata = (description.get("config") or {}).get("metadata") or {}
-        if not self.limits().has("collection metadata"):
-            kept = self._engine.kept(f"manifest-{name}")
-            metadata = {} if kept is None else json.loads(kept)
-        entry = metadata.get(_OURS)
-        return entry if isinstance(entry, dict) else None
+        groups = grouped(self._engine.collections())
+        return sorted(
+            name for name, physicals in groups.items() if self._generations.is_there(name, physicals)
+        )
 
     def create(self, manifest: Manifest) -> Table:
+        before = self._generations.all(manifest.name)
+        if current(before) is not None:
+            raise CollectionExists(
+                f"collection {manifest.name!r} is in {self.url} already; open it, drop it, or take another "
+                f"name"
+            )
+        for one in before:
+            # of one that was dropped while it was laid out anew
+            if one.ours:
+                self._generations.clear(one)
+        return self._make(manifest, manifest.name)
+
+    def _make(self, manifest: Manifest, physical: str) -> Table:
         text, basis = manifest.dump()
         fields = dict(_field(field, kind) for field, kind in manifest.filterable.items())
         if fields:
@@ -106,37 +118,45 @@ class Qdrant:
             entry["basis"] = f"basis-{secrets.token_hex(16)}"
             self._engine.keep(entry["basis"], basis)
         try:
-            self._make(manifest, entry, sorted(fields.items()))
+            self._generations.create(physical, config.creation(manifest), entry, sorted(fields.items()))
         except BaseException:
             if basis:
                 with suppress(StoreError):
                     self._engine.forget(entry["basis"])
             raise
-        return Table(self._engine, manifest)
-
-    def _make(self, manifest: Manifest, entry: Json, fields: list[tuple[str, str]]) -> None:
-        name, body = manifest.name, config.creation(manifest)
-        in_metadata = self.limits().has("collection metadata")
-        if in_metadata:
-            body["metadata"] = {_OURS: entry}
-        self._engine.create(name, body)
-        try:
-            for field, schema in fields:
-                self._engine.index_field(name, field, schema)
-            if not in_metadata:
-                self._engine.keep(f"manifest-{name}", json.dumps({_OURS: entry}).encode())
-        except BaseException:
-            with suppress(StoreError, CollectionNotFound):
-                self._engine.drop(name)
-            raise
+        return Table(self._engine, manifest, physical=physical)
 
     def open(self, name: str) -> Table:
-        description = self._engine.describe(name)
-        entry = self._entry(name, description)
-        if entry is None:
+        table, former = self.look(name)
+        for one in former:
+            # whoever made `now` current did not come to it; who may not delete can work all the same
+            with suppress(StoreError):
+                self._generations.remove(one)
+        return table
+
+    def look(self, name: str) -> tuple[Table, list[Generation]]:
+        """What `open` opens, and what it would remove; nothing is changed."""
+        *former, now = self._line(name)
+        return self._opened(now), former
+
+    def _line(self, name: str) -> list[Generation]:
+        if name_of(name) != name:
+            # also the names of single generations, which are nobody's business
+            raise self._generations.missing(name)
+        first = self._generations.look(name)
+        line = self._generations.find(name, first)
+        if line:
+            return line
+        if first is not None:
             raise CollectionNotFound(
                 f"there is a Qdrant collection {name!r} in {self.url}, but it was not made by vecbridge"
             )
+        raise self._generations.missing(name)
+
+    def _opened(self, found: Generation) -> Table:
+        entry = found.entry
+        assert entry is not None
+        name = name_of(found.physical)
         basis = b""
         if (where := entry.get("basis")) is not None:
             kept = self._engine.kept(where)
@@ -147,23 +167,73 @@ class Qdrant:
                 )
             basis = kept
         manifest = Manifest.load(entry["manifest"], basis)
-        if wrong := config.disagreements(manifest, description):
+        if wrong := config.disagreements(manifest, found.description):
             raise ManifestError(
                 f"collection {name!r} in {self.url} is not as its manifest says: {'; '.join(wrong)}"
             )
-        return Table(self._engine, manifest)
+        return Table(self._engine, manifest, physical=found.physical)
 
     def drop(self, name: str) -> None:
-        entry = self._entry(name, self._engine.describe(name))
-        if entry is None:
-            raise CollectionNotFound(
-                f"there is a Qdrant collection {name!r} in {self.url}, but it was not made by vecbridge"
-            )
-        self._engine.drop(name)
-        if "basis" in entry:
-            self._engine.forget(entry["basis"])
-        if not self.limits().has("collection metadata"):
-            self._engine.forget(f"manifest-{name}")
+        there = self._generations.all(name)
+        now = current(there)
+        for one in there:
+            if one is not now and one.ours:
+                self._generations.remove(one)
+        # the current one last: until then the collection is whole, and nothing older can come back
+        if now is None or not self._generations.remove(now):
+            self._line(name)  # tells why there is none
+            raise self._generations.missing(name)
+
+    def successor(self, manifest: Manifest) -> Table:
+        name, generations = manifest.name, self._generations
+        before = self._before(manifest)
+        made = self._make(manifest, successor_name(name, manifest.generation))
+        try:
+            # another attempt that was begun at the same moment, of which at most one may stay
+            if self._before(manifest, besides=made.physical).physical != before.physical:
+                raise generations.changed(name)
+        except BaseException:
+            with suppress(StoreError):
+                self.discard(made)
+            raise
+        return made
+
+    def _before(self, manifest: Manifest, *, besides: str | None = None) -> Generation:
+        """The collection that a successor is for; other attempts, and what was left over, are removed."""
+        there = self._generations.all(manifest.name)
+        now = current(there)
+        if now is None:
+            raise self._generations.missing(manifest.name)
+        if manifest.generation != now.number + 1:
+            raise self._generations.changed(manifest.name)
+        for one in there:
+            if one is not now and one.physical != besides and one.ours:
+                self._generations.clear(one)
+        return now
+
+    def switch(self, successor: AnyTable) -> None:
+        assert isinstance(successor, Table)
+        name, physical = successor.manifest.name, successor.physical
+        there = self._generations.all(name)
+        now = current(there)
+        if now is None:
+            raise self._generations.missing(name)
+        if now.physical != physical:
+            mine = next((one for one in there if one.physical == physical), None)
+            if mine is None or mine.entry is None or mine.abandoned or mine.number != now.number + 1:
+                raise self._generations.changed(name)
+            self._generations.appoint(now, physical)
+        # also what a switch that was cut off has left
+        for one in there:
+            if one.physical not in (physical, now.physical) and one.ours:
+                self._generations.remove(one)
+
+    def discard(self, successor: AnyTable) -> None:
+        assert isinstance(successor, Table)
+        left = self._generations.look(successor.physical)
+        if left is not None and left.waiting:
+            with suppress(LayoutChanged):
+                self._generations.clear(left)
 
     def findings(self) -> list[Finding]:
         from .findings import findings
@@ -172,14 +242,6 @@ class Qdrant:
 
     def close(self) -> None:
         self._engine.close()
-
-
-def _possible(name: str) -> bool:
-    try:
-        check_name(name)
-    except InputError:
-        return False
-    return True
 
 
 def _field(name: str, kind: FieldKind) -> tuple[str, str]:

@@ -7,6 +7,7 @@ translates at its edge. Point ids are UUIDs as text. Engines raise vecbridge's e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -106,6 +107,18 @@ class Engine(Protocol):
 
     def index_field(self, name: str, field: str, schema: str) -> None:
         """Index a payload field as "keyword", "integer", "float" or "bool"."""
+
+    def annotate(self, name: str, values: Json) -> None:
+        """Replace these keys of the metadata as PATCH /collections/{name} does: in one step and durably.
+
+        Only where `limits` has "collection metadata".
+        """
+
+    def paused(self, name: str) -> AbstractContextManager[None]:
+        """While this is held, whoever else in this process writes to the collection waits, where that can be.
+
+        Raises Busy where somebody writes, or builds, for too long.
+        """
 
     def optimise(self, name: str, change: Json, progress: Progress | None) -> None:
         """Change the configuration as PATCH /collections/{name} does, and return when all is built.

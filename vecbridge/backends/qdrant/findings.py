@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from ...errors import CollectionNotFound, ManifestError, VecbridgeError
 from ...explain import human
 from ...types import Finding
 from .engine import Engine, Json
+from .generations import grouped, name_of
 
 if TYPE_CHECKING:
     from . import Qdrant
@@ -46,15 +47,25 @@ def _all(qdrant: Qdrant, engine: Engine, exposed: bool) -> Iterator[Finding]:
             "the API key travels to another machine without encryption: whoever listens can use it",
             "turn on TLS in the server (service.enable_tls) and use qdrants:// or qdrant+https://",
         )
-    names = qdrant.names()
-    others = len(set(engine.collections()) - set(names))
+    names, physicals = qdrant.names(), engine.collections()
+    groups = grouped(physicals)
+    others = sum(one not in names and name_of(one) in (one, None) for one in physicals)
     beside = f", beside {others} that are not vecbridge's" if others else ""
     yield Finding("ok", "collections", f"{len(names) or 'none yet'}{beside}")
     for name in names:
         try:
-            yield from _collection(qdrant, engine, name)
+            yield from _collection(qdrant, engine, name, groups.get(name, []))
         except CollectionNotFound:
             continue  # dropped since it was listed
+    for name in sorted(set(groups) - set(names)):
+        for physical in groups[name]:
+            if physical != name:
+                yield Finding(
+                    "warning",
+                    f"{name}: leftover",
+                    f"{physical!r} was to be another layout of a collection that is gone",
+                    f"make a collection {name!r}, which removes it, or delete it in Qdrant",
+                )
 
 
 def client(installed: str | None, server: str) -> Finding:
@@ -99,9 +110,9 @@ def _release(text: str) -> tuple[int, int]:
     return major, minor
 
 
-def _collection(qdrant: Qdrant, engine: Engine, name: str) -> Iterator[Finding]:
+def _collection(qdrant: Qdrant, engine: Engine, name: str, physicals: Sequence[str]) -> Iterator[Finding]:
     try:
-        table = qdrant.open(name)
+        table, former = qdrant.look(name)
     except CollectionNotFound:
         raise
     except VecbridgeError as error:
@@ -114,7 +125,23 @@ def _collection(qdrant: Qdrant, engine: Engine, name: str) -> Iterator[Finding]:
         )
         return
     yield Finding("ok", f"{name}: manifest", "the collection is as its manifest says")
-    manifest, description = table.manifest, engine.describe(name)
+    before = {one.physical for one in former}
+    for physical in physicals:
+        if physical in before:
+            yield Finding(
+                "warning",
+                f"{name}: leftover",
+                f"{physical!r} is what the collection was before it was laid out anew, and is still there",
+                "open the collection with a key that may delete: that removes it",
+            )
+        elif physical not in (name, table.physical):
+            yield Finding(
+                "warning",
+                f"{name}: leftover",
+                f"{physical!r} is another layout of the collection, which is being built or was given up",
+                "wait while somebody lays the collection out anew; else the next attempt to do so removes it",
+            )
+    manifest, description = table.manifest, engine.describe(table.physical)
     if reason := engine.limits().objection(manifest.space, manifest.layout):
         yield Finding(
             "broken",

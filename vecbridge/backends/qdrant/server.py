@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -137,6 +138,15 @@ class Server(Engine):
 
         self._try(call, name)
         self._strict.pop(name, None)
+
+    def annotate(self, name: str, values: Json) -> None:
+        # merged key by key, kept on disk, and nothing is optimised for it: lib/collection, collection_ops.rs
+        # update_metadata and lib/storage, collection_meta_ops.rs; since 1.16.0, as metadata itself
+        self._try(lambda: self._patch(name, {"metadata": values}), name)
+
+    def paused(self, name: str) -> AbstractContextManager[None]:
+        """Nobody waits: a server has no way to keep others from writing for a while."""
+        return nullcontext()
 
     def optimise(self, name: str, change: Json, progress: Progress | None) -> None:
         self._try(lambda: self._patch(name, change), name)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import numpy as np
 
-from ...errors import IndexFailure, StoreError
+from ...errors import CollectionNotFound, IndexFailure, StoreError
 from ...filters import Filter, tests
 from ...manifest import Manifest
-from ...types import Batch, Hit, IndexState, Progress, Sizes
+from ...types import Batch, Hit, IndexState, Layout, Progress, Sizes
 from . import config, points
 from .engine import SHORT, Engine, Found, Json, Points, Query, Scored
 from .filters import Bounds, checker, compile
+from .generations import Generations
 
 if TYPE_CHECKING:
     from ...types import Floats
@@ -30,11 +33,16 @@ _UNINDEXED = 0.1
 
 
 class Table:
-    """The records of one collection; see `vecbridge.backends.Table`."""
+    """The records of one collection; see `vecbridge.backends.Table`.
 
-    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+    `physical`: what Qdrant calls it, where it is not as it was first made; see `generations`.
+    """
+
+    def __init__(self, engine: Engine, manifest: Manifest, *, physical: str | None = None) -> None:
         self._engine = engine
         self._manifest = manifest
+        self._physical = manifest.name if physical is None else physical
+        self._generations = Generations(engine)
         self._deleting = threading.Lock()
         self._closed = False
         self._full = config.full_name(manifest)
@@ -45,13 +53,21 @@ class Table:
         return self._manifest
 
     @property
-    def _name(self) -> str:
+    def physical(self) -> str:
+        """What Qdrant calls it."""
+        return self._physical
+
+    @contextmanager
+    def _there(self) -> Iterator[str]:
+        """What Qdrant calls it, for one call; where that is gone, the error says what has become of it."""
         if self._closed:
             raise StoreError(f"collection {self._manifest.name!r} was closed; open it again")
-        return self._manifest.name
+        try:
+            yield self._physical
+        except CollectionNotFound as error:
+            raise self._generations.lost(self._manifest.name, self._physical) from error
 
     def write(self, batch: Batch) -> None:
-        name = self._name
         vectors, lengths = self._scaled(batch.vectors)
         exact: list[bytes | None] = [None] * len(batch)
         if self._manifest.layout.element == "float32":
@@ -60,7 +76,9 @@ class Table:
         if config.two_vectors(self._manifest):
             named[SHORT] = self._short(batch.vectors, batch.short)
         ids = [points.point_id(one) for one in batch.ids]
-        self._engine.upsert(name, Points(ids, named, points.payloads(batch, lengths, exact)))
+        made = Points(ids, named, points.payloads(batch, lengths, exact))
+        with self._there() as name:
+            self._engine.upsert(name, made)
 
     def _scaled(self, matrix: Floats) -> tuple[Floats, list[float | None]]:
         if self._manifest.space.metric == "cosine":
@@ -75,17 +93,8 @@ class Table:
         return self._scaled(projected)[0]
 
     def read(self, ids: Sequence[str]) -> Batch:
-        name, dim = self._name, self._manifest.stored_dim
-        size = max(1, min(_IDS, _READ_BYTES // (4 * dim)))
-        parts = [
-            self._engine.retrieve(
-                name,
-                [points.point_id(one) for one in ids[start : start + size]],
-                payload=True,
-                vectors=self._full,
-            )
-            for start in range(0, len(ids), size)
-        ]
+        size = max(1, min(_IDS, _READ_BYTES // (4 * self._manifest.stored_dim)))
+        parts = list(self._retrieved(ids, True, vectors=self._full, size=size))
         return self._ordered(parts, ids)
 
     def _ordered(self, parts: Sequence[Found], ids: Sequence[str]) -> Batch:
@@ -113,11 +122,19 @@ class Table:
                     found[payload["id"]] = digest
         return found
 
-    def _retrieved(self, ids: Sequence[str], payload: Sequence[str] | bool) -> Iterator[Found]:
-        name = self._name
-        for start in range(0, len(ids), _IDS):
-            some = [points.point_id(one) for one in ids[start : start + _IDS]]
-            yield self._engine.retrieve(name, some, payload=payload, vectors=None)
+    def _retrieved(
+        self,
+        ids: Sequence[str],
+        payload: Sequence[str] | bool,
+        *,
+        vectors: str | None = None,
+        size: int = _IDS,
+    ) -> Iterator[Found]:
+        for start in range(0, len(ids), size):
+            some = [points.point_id(one) for one in ids[start : start + size]]
+            with self._there() as name:
+                found = self._engine.retrieve(name, some, payload=payload, vectors=vectors)
+            yield found
 
     def inventory(self) -> Iterator[list[tuple[str, bytes | None]]]:
         for found in self._pages(None, ["id", "digest"]):
@@ -142,9 +159,10 @@ class Table:
         for offset, stop in ((start, None), (None, start)):
             at: str | None = offset
             while True:
-                found, at = self._engine.scroll(
-                    self._name, limit=size, offset=at, payload=True, vectors=self._full
-                )
+                with self._there() as name:
+                    found, at = self._engine.scroll(
+                        name, limit=size, offset=at, payload=True, vectors=self._full
+                    )
                 kept = len(found.ids) if stop is None else sum(one < stop for one in found.ids)
                 if kept:
                     yield _first(found, kept)
@@ -157,7 +175,7 @@ class Table:
         with self._deleting:
             for part in self._retrieved(ids, False):
                 if part.ids:
-                    self._engine.delete(self._name, part.ids)
+                    self._remove(part.ids)
                 gone += len(part.ids)
         return gone
 
@@ -166,18 +184,26 @@ class Table:
         with self._deleting:
             for ids in list(self._matching(where)):
                 if ids:
-                    self._engine.delete(self._name, ids)
+                    self._remove(ids)
                 gone += len(ids)
         return gone
 
+    def _remove(self, ids: Sequence[str]) -> None:
+        with self._there() as name:
+            self._engine.delete(name, ids)
+
     def count(self, where: Filter | None = None) -> int:
         if where is None:
-            return self._engine.count(self._name)
+            return self._counted(None)
         bounds = compile(where)
         if bounds.exact:
-            return self._engine.count(self._name, bounds.over)
-        sure = self._engine.count(self._name, bounds.under)
+            return self._counted(bounds.over)
+        sure = self._counted(bounds.under)
         return sure + sum(len(ids) for ids in self._checked(where, bounds.doubt))
+
+    def _counted(self, filter: Json | None) -> int:
+        with self._there() as name:
+            return self._engine.count(name, filter)
 
     def _matching(self, where: Filter) -> Iterator[list[str]]:
         """Ids of the points that match, page by page."""
@@ -200,9 +226,8 @@ class Table:
     def _pages(self, filter: Json | None, payload: Sequence[str] | bool) -> Iterator[Found]:
         at: str | None = None
         while True:
-            found, at = self._engine.scroll(
-                self._name, limit=_PAGE, filter=filter, offset=at, payload=payload
-            )
+            with self._there() as name:
+                found, at = self._engine.scroll(name, limit=_PAGE, filter=filter, offset=at, payload=payload)
             if found.ids:
                 yield found
             if at is None:
@@ -221,9 +246,9 @@ class Table:
         over = None if bounds is None else bounds.over
 
         def ask(rows: Sequence[int], limit: int) -> list[list[Scored]]:
-            return self._engine.query(
-                self._name, [self._query(whole[row], _row(narrow, row), limit, params, over) for row in rows]
-            )
+            wanted = [self._query(whole[row], _row(narrow, row), limit, params, over) for row in rows]
+            with self._there() as name:
+                return self._engine.query(name, wanted)
 
         answers = self._enough(ask, len(queries), k, where, bounds)
         hits = [self._hits(answer)[:k] for answer in answers]
@@ -258,9 +283,9 @@ class Table:
         over = None if bounds is None else bounds.over
 
         def ask(rows: Sequence[int], limit: int) -> list[list[Scored]]:
-            return self._engine.query(
-                self._name, [Query(whole[row], limit, self._full, params, over) for row in rows]
-            )
+            wanted = [Query(whole[row], limit, self._full, params, over) for row in rows]
+            with self._there() as name:
+                return self._engine.query(name, wanted)
 
         # one more than wanted shows whether the last place is shared
         answers = self._enough(ask, len(whole), k + 1, where, bounds, ties_at=k)
@@ -310,14 +335,15 @@ class Table:
     def build_index(self, progress: Progress | None) -> None:
         if self._manifest.layout.index is None:
             return
-        description = self._engine.describe(self._name)
+        description = self._described()
         state = self._state(description)
         there, indexed = description.get("points_count") or 0, description.get("indexed_vectors_count") or 0
         settled = description.get("status") == "green" and there - indexed <= _UNINDEXED * there
         if state.status == "ready" and state.used and settled:
             return
         change = config.indexing(self._manifest, there, self._engine.limits())
-        self._engine.optimise(self._name, change, progress)
+        with self._there() as name:
+            self._engine.optimise(name, change, progress)
         state = self.index_state()
         if state.status != "ready" or not state.used:
             raise IndexFailure(
@@ -326,10 +352,14 @@ class Table:
             )
 
     def index_state(self) -> IndexState:
-        name = self._name
-        if self._manifest.layout.index is None:
-            return IndexState("none")
-        return self._state(self._engine.describe(name))
+        with self._there():
+            if self._manifest.layout.index is None:
+                return IndexState("none")
+        return self._state(self._described())
+
+    def _described(self) -> Json:
+        with self._there() as name:
+            return self._engine.describe(name)
 
     def _state(self, description: Json) -> IndexState:
         if self._manifest.layout.index is None:
@@ -350,8 +380,33 @@ class Table:
             return IndexState("ready", used=True, detail="so few points that Qdrant compares all of them")
         return IndexState("missing", detail="no point is in the graph yet: Qdrant compares all of them")
 
+    def searched(self, layout: Layout) -> Table:
+        made = Table(self._engine, replace(self._manifest, layout=layout), physical=self._physical)
+        made._deleting = self._deleting
+        return made
+
+    def keep(self, manifest: Manifest) -> None:
+        with self._there() as name:
+            if manifest.generation != self._manifest.generation:
+                raise self._generations.changed(manifest.name)
+            self._generations.replace_entry(manifest.name, name, manifest.dump()[0])
+        self._manifest = manifest
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While this is held, other writers in this process wait where Qdrant is Edge, which has no others.
+
+        Qdrant servers have nothing to keep others from writing with: there nobody waits.
+        """
+        with ExitStack() as held:
+            with self._there() as name:
+                held.enter_context(self._engine.paused(name))
+                self._engine.describe(name)
+            yield
+
     def sizes(self) -> Sizes:
-        return self._engine.sizes(self._name)
+        with self._there() as name:
+            return self._engine.sizes(name)
 
     def close(self) -> None:
         self._closed = True

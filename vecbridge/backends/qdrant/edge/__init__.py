@@ -10,6 +10,7 @@ import os
 import struct
 import weakref
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -112,6 +113,13 @@ class Edge:
         with sentences(self._url):
             operation = qe.UpdateOperation.create_field_index(field, _SCHEMAS[schema])
         collection.update(operation, size=0)
+
+    def annotate(self, name: str, values: Json) -> None:
+        # what JSON makes of it, as in `create`
+        self._collection(name).annotate(json.loads(json.dumps(values)))
+
+    def paused(self, name: str) -> AbstractContextManager[None]:
+        return self._collection(name).paused()
 
     def optimise(self, name: str, change: Json, progress: Progress | None) -> None:
         build.optimise(self._collection(name), change, progress)

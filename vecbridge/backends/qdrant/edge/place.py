@@ -31,7 +31,7 @@ import qdrant_edge as qe
 
 from ....errors import Busy, CollectionExists, CollectionNotFound, StoreError
 from ..engine import Json
-from .config import shard_config
+from .config import merged, shard_config
 from .files import check_room, clear, folder_name, sentences, sync, sync_log, sync_tree, write
 
 FORMAT = 1
@@ -41,6 +41,8 @@ _LEFTOVER = re.compile(r"\.(new|old)-[0-9a-f]{16}")
 OPEN = 16
 # bytes written after which the log is emptied: what a restart replays, and disk that is used twice
 FLUSH = 256 << 20
+# seconds that a pause is waited for; the build of a large index takes longer
+PATIENCE = 60.0
 
 
 class Collection:
@@ -132,6 +134,29 @@ class Collection:
             self.set_built()
         clear(before)
 
+    def annotate(self, values: Json) -> None:
+        """Replace these keys of the collection's metadata, in one step and durably."""
+        # a build writes down the configuration that it began with
+        with self.writing, self.access, sentences(self.place.shown):
+            self._check()
+            config = merged(self.config, {"metadata": values})
+            check_room(self.place.path, 0, "what is to be kept")
+            save(self.folder, self.name, self.shard.name, config)
+            self.config = config
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While this is held, whoever else writes or builds waits. Raises Busy."""
+        if not self.writing.acquire(timeout=PATIENCE):
+            raise Busy(
+                f"{self.place.shown}: collection {self.name!r} has been written to, or its index built, for "
+                f"{PATIENCE:.0f} s without a pause; wait for that to end, then try again"
+            )
+        try:
+            yield
+        finally:
+            self.writing.release()
+
     def set_built(self) -> None:
         """Remember that there is nothing to build until something is written."""
         write(self.folder / _BUILT, b"")
@@ -165,13 +190,16 @@ class Collection:
         """The error for a collection that is not there."""
         return CollectionNotFound(f"there is no collection {self.name!r} in {self.place.shown}")
 
-    def _loaded(self) -> qe.EdgeShard:
-        self.used = next(self.place.clock)
+    def _check(self) -> None:
         if self._gone:
             raise self.gone()
         if not self.folder.exists():
             # deleted under us: what is mapped would still answer, and swallow what is written
             raise self.missing()
+
+    def _loaded(self) -> qe.EdgeShard:
+        self.used = next(self.place.clock)
+        self._check()
         if self._shard is None:
             self.place.spare(self)
             self._shard = qe.EdgeShard.load(str(self.shard))

@@ -1,0 +1,257 @@
+"""How a collection gets another table: writers wait, a successor is made beside it, one transaction switches.
+
+Who holds what, always taken in this order, each for a transaction:
+
+1. the collection's advisory lock: whoever creates, drops or pauses it, switches it, or builds its index
+2. the successor's advisory lock: whoever makes, discards or switches to it, or builds its index
+3. the catalogue's advisory lock: whoever adds or drops tables
+4. the table's own lock
+
+A pause is a transaction of a connection of its own with 1 and SHARE ROW EXCLUSIVE on the table, which lets
+others read. The switch runs in that transaction and raises its lock to ACCESS EXCLUSIVE: in another one it
+would wait for the pause for ever. Nobody deadlocks on that, because `Table.write` and `Table.delete` lock the
+table for writing before they read in it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from psycopg import errors as pg
+from psycopg.sql import SQL, Composed, Identifier
+
+from ...errors import CollectionNotFound, LayoutChanged, StoreError, VecbridgeError
+from ...manifest import Manifest
+from . import sql
+from .pool import Connection
+from .sql import Place
+
+if TYPE_CHECKING:
+    from .table import Table
+
+PATIENCE = 60.0  # seconds for locks that other processes hold while they create, drop, build or search
+# for which searches queue behind a switch that itself waits for a longer one
+_ATTEMPT = "1s"
+_PAUSE = 0.5  # seconds between two attempts, in which searches go on
+
+
+def lock(connection: Connection, *keys: int) -> None:
+    """Take advisory locks for this transaction; whatever it waits for later gets as long. Raises Busy."""
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{PATIENCE}s"])
+    for key in keys:
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [key])
+
+
+def generation(connection: Connection, place: Place, name: str) -> int | None:
+    """The generation of a collection by the catalogue; None where it lists none of this name."""
+    statement = SQL("SELECT manifest FROM {} WHERE name = %s").format(place.catalogue)
+    try:
+        row = connection.execute(statement, [name]).fetchone()
+    except pg.UndefinedTable:
+        return None
+    return None if row is None else _generation(row[0])
+
+
+def listed(connection: Connection, place: Place) -> dict[str, int]:
+    """The collections in the catalogue, which is there, and their generations."""
+    rows = connection.execute(SQL("SELECT name, manifest FROM {}").format(place.catalogue)).fetchall()
+    return {name: _generation(text) for name, text in rows}
+
+
+def _generation(text: str) -> int:
+    """The generation that a manifest as text names; 0 where it is damaged, which `open` complains of."""
+    try:
+        return int(json.loads(text).get("generation", 0))
+    except (ValueError, TypeError, AttributeError):
+        return 0
+
+
+def gone(table: Table) -> VecbridgeError:
+    """Why there is no table of this name any more."""
+    manifest = table.manifest
+    now = table.pool.run(lambda connection: generation(connection, table.place, manifest.name))
+    if now is None or now == manifest.generation:
+        return CollectionNotFound(f"collection {manifest.name!r} has been dropped")
+    return changed(manifest, now)
+
+
+def changed(manifest: Manifest, now: int) -> LayoutChanged:
+    """The error for a table that is of another generation than the collection."""
+    return LayoutChanged(
+        f"collection {manifest.name!r} was laid out anew meanwhile: it is in generation {now}, this was for "
+        f"generation {manifest.generation}; open it again"
+    )
+
+
+def keep(connection: Connection, place: Place, manifest: Manifest) -> bool:
+    """Replace a collection's manifest, basis excepted; False where its generation is another by now."""
+    statement = SQL(
+        "UPDATE {} SET manifest = %s WHERE name = %s "
+        "AND coalesce((manifest::jsonb ->> 'generation')::int, 0) = %s"
+    ).format(place.catalogue)
+    values = [manifest.dump()[0], manifest.name, manifest.generation]
+    return connection.execute(statement, values).rowcount == 1
+
+
+def hold(connection: Connection, table: Table) -> None:
+    """Begin a transaction during which nobody else writes to the table or changes it. Raises Busy."""
+    connection.execute("BEGIN")
+    # it lasts as long as copying and indexing; some servers end transactions that only wait
+    connection.execute(
+        "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN "
+        "('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
+    )
+    lock(connection, table.lock)
+    connection.execute(SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(table.name))
+
+
+def make(connection: Connection, place: Place, manifest: Manifest) -> int:
+    """An empty successor in the place of an abandoned one, which belongs to whom the collection does.
+
+    Returns its number in the server. Raises CollectionNotFound, LayoutChanged, Busy.
+    """
+    if manifest.generation > sql.MOST_GENERATIONS:
+        raise StoreError(
+            f"collection {manifest.name!r} has been laid out anew {sql.MOST_GENERATIONS:,} times, and the "
+            f"names of its tables end there; copy its records into a new collection"
+        )
+    table = place.table(manifest)
+    with connection.transaction():
+        lock(connection, successor_lock(place, manifest))
+        _check(connection, place, manifest)
+        connection.execute(SQL("DROP TABLE IF EXISTS {}").format(table))
+        # not before: what is dropped may be waited for, and others want to create
+        lock(connection, place.lock())
+        old = _check(connection, place, manifest)
+        for statement in sql.create_table(manifest, place):
+            connection.execute(statement)
+        owner = connection.execute(
+            "SELECT a.rolname FROM pg_class c JOIN pg_roles a ON a.oid = c.relowner "
+            "WHERE c.oid = to_regclass(%s) AND a.rolname <> current_user",
+            [old.as_string(None)],
+        ).fetchone()
+        if owner is not None:
+            connection.execute(SQL("ALTER TABLE {} OWNER TO {}").format(table, Identifier(owner[0])))
+        made = _number(connection, place, manifest)
+    assert made is not None
+    return made
+
+
+def switch(connection: Connection, place: Place, successor: Table) -> None:
+    """Make the successor the collection, and drop what it was; does nothing where it is already.
+
+    Raises CollectionNotFound, LayoutChanged, Busy.
+    """
+    manifest = successor.manifest
+    with connection.transaction():
+        lock(connection, place.lock(manifest.name), successor_lock(place, manifest))
+        now = generation(connection, place, manifest.name)
+        if _number(connection, place, manifest) == successor.number is not None and (
+            now == manifest.generation
+        ):
+            return
+        old = _check(connection, place, manifest)
+        if _number(connection, place, manifest) != successor.number:
+            raise LayoutChanged(
+                f"the successor of collection {manifest.name!r} is gone: another process began one, or "
+                f"discarded it; begin again"
+            )
+        _take(connection, old)
+        _grant(connection, old, place.table(manifest))
+        text, basis = manifest.dump()
+        connection.execute(
+            SQL("UPDATE {} SET manifest = %s, basis = %b WHERE name = %s").format(place.catalogue),
+            [text, basis, manifest.name],
+        )
+        connection.execute(SQL("DROP TABLE {}").format(old))
+
+
+def discard(connection: Connection, place: Place, successor: Table) -> None:
+    """Drop a successor unless it is the collection, or another's by now."""
+    manifest = successor.manifest
+    with connection.transaction():
+        lock(connection, successor_lock(place, manifest))
+        if generation(connection, place, manifest.name) == manifest.generation:
+            return
+        if _number(connection, place, manifest) == successor.number is not None:
+            connection.execute(SQL("DROP TABLE {}").format(place.table(manifest)))
+
+
+def tables(connection: Connection, place: Place, name: str) -> list[Identifier]:
+    """The tables of a collection in all its generations."""
+    rows = connection.execute(
+        "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = %s AND c.relkind = 'r' AND starts_with(c.relname, %s)",
+        [place.schema, f"{sql.PREFIX}{name}"],
+    ).fetchall()
+    found = [table for (table,) in rows if (of := sql.collection_of(table)) is not None and of[0] == name]
+    return [Identifier(place.schema, table) for table in found]
+
+
+def successor_lock(place: Place, manifest: Manifest) -> int:
+    """The advisory lock of one successor."""
+    return place.lock(f"{manifest.name}${manifest.generation}")
+
+
+def _check(connection: Connection, place: Place, manifest: Manifest) -> Identifier:
+    """The table that a successor would take the place of."""
+    now = generation(connection, place, manifest.name)
+    if now is None:
+        raise CollectionNotFound(f"there is no collection {manifest.name!r} any more")
+    if now != manifest.generation - 1:
+        raise changed(manifest, now)
+    return place.table_of(manifest.name, now)
+
+
+def _number(connection: Connection, place: Place, manifest: Manifest) -> int | None:
+    text = place.table(manifest).as_string(None)
+    row = connection.execute("SELECT to_regclass(%s)::oid::bigint", [text]).fetchone()
+    assert row is not None
+    return None if row[0] is None else int(row[0])
+
+
+def _take(connection: Connection, table: Identifier) -> None:
+    """Lock a table against everybody, without making searches wait long for one that takes long."""
+    end = time.monotonic() + PATIENCE
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", [_ATTEMPT])
+    while True:
+        try:
+            with connection.transaction():
+                connection.execute(SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
+            return
+        except pg.LockNotAvailable:
+            if time.monotonic() > end:
+                raise
+        time.sleep(_PAUSE)
+
+
+def _grant(connection: Connection, old: Identifier, new: Identifier) -> None:
+    """Give the rights to one table that others have to another one, neither more nor fewer."""
+    had, has = _rights(connection, old), _rights(connection, new)
+    if had == has:
+        return
+    for role in sorted({role for role, _, _ in has}):
+        connection.execute(SQL("REVOKE ALL ON {} FROM {}").format(new, _role(role)))
+    for role, right, grantable in sorted(had):
+        connection.execute(
+            SQL("GRANT {} ON {} TO {}{}").format(
+                SQL(right), new, _role(role), SQL(" WITH GRANT OPTION" if grantable else "")
+            )
+        )
+
+
+def _rights(connection: Connection, table: Identifier) -> set[tuple[str, str, bool]]:
+    """Role (empty: everybody), right, and whether it may be passed on."""
+    rows = connection.execute(
+        "SELECT coalesce(r.rolname, ''), a.privilege_type, a.is_grantable FROM pg_class c, "
+        "aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a "
+        "LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE c.oid = to_regclass(%s)",
+        [table.as_string(None)],
+    ).fetchall()
+    return {(role, right, grantable) for role, right, grantable in rows}
+
+
+def _role(name: str) -> Composed:
+    return SQL("{}").format(Identifier(name) if name else SQL("PUBLIC"))

@@ -1,0 +1,35 @@
+"""Vectors in .npy files, as options name them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..types import Floats
+
+
+def matrix(path: Path) -> Floats:
+    """The array in a .npy file, mapped and not read; nothing in it is ever run. Raises InputError."""
+    import numpy as np
+
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: expected a .npy file with one array of numbers: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: expected a .npy file with one array of numbers, got an archive of several")
+    vectors: Floats = array
+    return vectors
+
+
+def one(path: Path) -> Floats:
+    """The one vector in a .npy file, of shape (dim,) or (1, dim). Raises InputError."""
+    array = matrix(path)
+    if array.ndim == 2 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 1:
+        raise InputError(f"{path}: expected one vector, got an array of shape {array.shape}")
+    return array
