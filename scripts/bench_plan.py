@@ -77,7 +77,10 @@ def rows(
     built: list[Built] = []
     for vectors in kinds(keep or folder / "texts", glosses, rows):
         tell(str(vectors))
-        known = measure(vectors.rows, metric="cosine", nested=vectors.nested, queries=vectors.queries, k=K)
+        known = measure(
+            vectors.rows, metric="cosine", nested=vectors.nested, queries=vectors.queries, k=K,
+            rows=len(vectors.rows),
+        )  # fmt: skip
         lines += [_line(f"vectors of {vectors}"), *_means(vectors.name, known)]
         for place, where in places.items():
             # Qdrant compares signs with 8 bits of the query
@@ -85,7 +88,9 @@ def rows(
             predictions += predicted(place, where, vectors, codes, built=built, tell=tell)
         # these queries are for the collections alone
         vectors = replace(vectors, rows=vectors.rows[:PROMISED])
-        held_out = measure(vectors.rows, metric="cosine", nested=vectors.nested, k=K)
+        held_out = measure(
+            vectors.rows, metric="cosine", nested=vectors.nested, k=K, rows=len(vectors.rows)
+        )
         for place, where in places.items():
             promises += promised(place, where, vectors, held_out, tell=tell)
     lines += [

@@ -176,7 +176,7 @@ def test_vectors_that_no_longer_fit_the_projection_are_reported(tmp_path: Path) 
 
     layout = Layout(index=Index("hnsw", shorten=Shorten("pca", 8), ef_search=100), oversample=4)
     with vecbridge.connect(f"qdrant:{tmp_path}") as store:
-        papers = store.create("papers", dim=dim, layout=layout, sample=along(0, 400))
+        papers = store.create("papers", dim=dim, layout=layout, sample=along(0, 600))
         papers.upsert(data.names(300), along(0, 300))
         papers.build_index()
         made = report(papers._table)

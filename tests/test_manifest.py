@@ -81,14 +81,16 @@ def _damaged() -> list[str]:
     damaged += [
         json.dumps({key: value for key, value in whole.items() if key != gone})
         for gone in whole
-        if gone not in ("filterable", "chunking")
+        if gone not in ("filterable", "chunking", "recall", "tuned", "generation")
     ]
     cut = whole["chunking"]
     damaged += [json.dumps({**whole, "chunking": {**cut, **wrong}}) for wrong in BAD_CHUNKING]
     for gone in ("tokens", "overlap", "counter"):
         rest = {key: value for key, value in cut.items() if key != gone}
         damaged.append(json.dumps({**whole, "chunking": rest}))
-    for key in ("space", "layout", "reduction", "filterable", "chunking"):
+    damaged += [json.dumps({**whole, "recall": value}) for value in (0, 1.5, "0.9", True, [])]
+    damaged += [json.dumps({**whole, "generation": value}) for value in (-1, 0.5, "1", None, True)]
+    for key in ("space", "layout", "reduction", "filterable", "chunking", "tuned"):
         wrong = [7, "text", []] if key == "filterable" else [7, "text", [], {}, {"dim": 3, "new": 1}]
         damaged += [json.dumps({**whole, key: value}) for value in wrong]
     return damaged

@@ -27,6 +27,7 @@ def curve(first: float, *, element: Element = "float16", shorten: Shorten | None
         shorten,
         tuple(mean_recall([share] * QUERIES, 10) for share in shares),
         (0.0,) * MOST,
+        ROWS,
     )
 
 

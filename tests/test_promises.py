@@ -108,7 +108,7 @@ def test_a_built_collection_finds_what_was_predicted_of_its_codes(
 ) -> None:
     vectors: Vectors = request.getfixturevalue(kind)
     edge = place.startswith("qdrant:")
-    known = measure(vectors.rows, nested=(64,), queries=vectors.queries, k=K)
+    known = measure(vectors.rows, nested=(64,), queries=vectors.queries, k=K, rows=len(vectors.rows))
     known = known.asymmetric() if edge else known
     size = known.sizes("pca")[-2]
     centred = known.projection(size)

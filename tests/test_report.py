@@ -46,7 +46,7 @@ def recall(mean: float, queries: int = 500) -> Recall:
 def curve(element: Element, shorten: Shorten | None, missed: float, *, trend: float = 0.0) -> Curve:
     """A representation that misses this share without oversampling, and less and less with more of it."""
     found = tuple(recall(1 - missed / size ** (0.6 + 1.2 * (1 - missed))) for size in range(1, MOST + 1))
-    return Curve(element, shorten, found, (trend,) * MOST)
+    return Curve(element, shorten, found, (trend,) * MOST, 10_000)
 
 
 def evidence(dim: int = 3584, *, held_out: bool = True, rows: int = 10_000, trend: float = -0.12) -> Evidence:
@@ -66,7 +66,8 @@ def evidence(dim: int = 3584, *, held_out: bool = True, rows: int = 10_000, tren
         ]
     weights = [1 / (one + 3) for one in range(min(dim, 2048))]
     return Evidence(
-        k=10, rows=rows, queries=500, dim=dim, held_out=held_out, seed=7, curves=tuple(curves),
+        k=10, rows=rows, queries=500, dim=dim, held_out=held_out, seed=7,
+        curves=tuple(replace(one, rows=rows) for one in curves),
         spectrum=tuple(0.93 * one / sum(weights) for one in weights), mean_energy=0.31, seconds=21.4,
     )  # fmt: skip
 

@@ -24,8 +24,6 @@ EXPECTED = 0.05
 _TOO_MANY = 0.15
 # standard errors by which the mean must have fallen; one-sided, 3 are exceeded once in 700 times
 _ERRORS = 3.0
-# vectors that the mean at the fit is taken to come from: a tenth of a sample of 1,000, which is a small one
-_LEFT_OUT = 100
 # fewer vectors are not judged: their spread says too little of how far their mean may be off
 _FEWEST = 30
 # less is no loss that a search would notice, and may be rounding where a projection keeps all there is
@@ -83,7 +81,7 @@ def drift(manifest: Manifest, vectors: Floats, *, door: bool = False) -> Drift |
     kept = float(np.average(shares, weights=energy))
     # of a ratio of two sums, as in W. G. Cochran, Sampling Techniques (1977), section 2.11
     error = float(np.sqrt(((energy * (shares - kept)) ** 2).sum()) / energy.sum())
-    fall = max(_ERRORS * error * math.sqrt(1 + len(shares) / _LEFT_OUT), _SLACK)
+    fall = max(_ERRORS * error * math.sqrt(1 + len(shares) / max(reduction.left_out, 1)), _SLACK)
     return Drift(
         kept=kept,
         fitted=reduction.kept,

@@ -24,31 +24,41 @@ class Curve:
 
     `element` and `shorten`: the representation, as in `Index`. `found[s - 1]`: recall@k where k × s
     candidates are re-ranked by their exact distance, s = 1 to `MOST`. `trend[s - 1]`: by how much the logit
-    of that recall changes when there are twice as many rows, measured on parts of the sample.
+    of that recall changes when there are twice as many rows, measured on parts of the sample. `rows`: how
+    many vectors it was measured among; fewer than the evidence has where a PCA was measured on vectors that
+    its fit had not seen.
     """
 
     element: Element
     shorten: Shorten | None
     found: tuple[Recall, ...]
     trend: tuple[float, ...]
+    rows: int
 
     def at(self, oversample: int, doublings: float = 0.0) -> Recall:
-        """Recall with so much oversampling; expected, not measured, for a number of rows doubled so often."""
+        """Recall with so much oversampling; expected, not measured, where `rows` are doubled so often."""
         place = min(oversample, MOST) - 1
         one = self.found[place]
-        if doublings <= 0 or not self.trend[place]:
+        if doublings <= 0:
             return one
-        # more rows never make the task easier
-        shift = min(self.trend[place], 0.0) * doublings
-        return replace(
-            one, mean=_shifted(one.mean, shift), low=_shifted(one.low, shift), high=_shifted(one.high, shift)
-        )
+        # each trend is measured by itself; but who re-ranks more finds all that was found with less
+        expected = [
+            _later(found, trend, doublings)
+            for found, trend in zip(self.found[: place + 1], self.trend, strict=False)
+        ]
+        low, mean, high = (max(bounds) for bounds in zip(*expected, strict=True))
+        return replace(one, mean=mean, low=low, high=high)
+
+    def doublings(self, rows: int) -> float:
+        """How often the rows that the curve was measured among must be doubled to make so many."""
+        return _doublings(self.rows, rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """Recall@k of every representation, measured on `queries` queries against exact search in `rows` vectors.
 
+    Where some curves were measured among fewer vectors, each tells by its own `rows`; this is the largest.
     `held_out`: the queries are vectors of the sample that were left out of the rest; else they were given.
     `seed` chose them, and the sample where there was more. `nested`: prefix sizes that were measured.
     `spectrum`: the share of the sample's energy (sum of squares; for l2 of its variance) in each principal
@@ -111,7 +121,7 @@ class Evidence:
     def recall(self, layout: Layout, *, rows: int) -> Recall | None:
         """The recall@k to expect of a layout's representation; the graph's own loss comes on top.
 
-        None where the representation was not measured. For more rows than the sample has, the trend is
+        None where the representation was not measured. For more rows than it was measured among, the trend is
         followed. A collection that is shortened at the door finds what the short vectors find by themselves.
         """
         found = self._curve(layout)
@@ -120,7 +130,7 @@ class Evidence:
         curve, most = found
         if curve is _EXACT:
             return Recall(1.0, 1.0, 1.0, self.queries)
-        return curve.at(min(layout.oversample, most), self.doublings(rows))
+        return curve.at(min(layout.oversample, most), curve.doublings(rows))
 
     def enough(self, layout: Layout, target: float, *, rows: int) -> int | None:
         """The smallest oversampling with which a layout meets the target; None where none does."""
@@ -130,7 +140,7 @@ class Evidence:
         curve, most = found
         if curve is _EXACT:
             return 1
-        doublings = self.doublings(rows)
+        doublings = curve.doublings(rows)
         for oversample in range(1, most + 1):
             if curve.at(oversample, doublings).mean >= target:
                 return oversample
@@ -138,7 +148,7 @@ class Evidence:
 
     def doublings(self, rows: int) -> float:
         """How often the sample's rows must be doubled to make so many."""
-        return max(math.log2(max(rows, 1) / max(self.rows, 1)), 0.0)
+        return _doublings(self.rows, rows)
 
     def _curve(self, layout: Layout) -> tuple[Curve, int] | None:
         """The curve of a layout's representation, and the largest oversampling that helps it."""
@@ -170,6 +180,7 @@ class Evidence:
             "recall": [
                 {
                     "element": one.element,
+                    "rows": one.rows,
                     "shorten": None
                     if one.shorten is None
                     else {
@@ -190,11 +201,24 @@ class Evidence:
 
 # oversamplings that tables and JSON show
 SHOWN = (1, 2, 4, 8, 16, 32)
-_EXACT = Curve("float32", None, (), ())
+_EXACT = Curve("float32", None, (), (), 0)
 
 
 def _area(curve: Curve) -> float:
     return sum(one.mean for one in curve.found)
+
+
+def _doublings(before: int, rows: int) -> float:
+    return max(math.log2(max(rows, 1) / max(before, 1)), 0.0)
+
+
+def _later(found: Recall, trend: float, doublings: float) -> tuple[float, float, float]:
+    """The bounds of a recall and its mean in between, ascending, when rows have doubled so often."""
+    if trend >= 0:
+        # more rows never make the task easier
+        return found.low, found.mean, found.high
+    shift = trend * doublings
+    return _shifted(found.low, shift), _shifted(found.mean, shift), _shifted(found.high, shift)
 
 
 def _shifted(share: float, shift: float) -> float:

@@ -159,6 +159,11 @@ class Manifest:
                     f"collection {data.get('name')!r} has manifest format {data['format']}, this vecbridge "
                     f"({__version__}) reads up to {FORMAT}; upgrade vecbridge"
                 )
+            recall, generation = data.get("recall"), data.get("generation", 0)
+            if isinstance(recall, bool) or not (recall is None or 0 < recall <= 1):
+                raise ValueError(f"expected a recall above 0, up to 1, got {_short(recall)}")
+            if not _whole(generation) or generation < 0:
+                raise ValueError(f"expected a generation of 0 or more, got {_short(generation)}")
             space = {**data["space"], "nested": tuple(data["space"]["nested"])}
 
             def reduction(value: dict[str, Any] | None) -> Reduction | None:
@@ -174,11 +179,11 @@ class Manifest:
                 version=data["version"],
                 filterable={**data.get("filterable", {})},
                 chunking=None if (cut := data.get("chunking")) is None else Chunking(**cut),
-                recall=data.get("recall"),
+                recall=recall,
                 tuned=None
                 if (tuned := data.get("tuned")) is None
                 else Tuned(**{**tuned, "recall": Recall(**tuned["recall"])}),
-                generation=data.get("generation", 0),
+                generation=generation,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(

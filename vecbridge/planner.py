@@ -221,6 +221,7 @@ def plan_places(
         evidence = measured(
             sample,
             space,
+            rows=rows,
             queries=wishes.get("queries"),
             k=wishes.get("k", K),
             seed=wishes.get("seed", 0),
@@ -249,6 +250,7 @@ def measured(
     sample: ArrayLike | Evidence,
     space: Space,
     *,
+    rows: int | None = None,
     queries: ArrayLike | None = None,
     k: int = K,
     seed: int = 0,
@@ -265,6 +267,7 @@ def measured(
         evidence = measure(
             sample,
             metric=space.metric,
+            rows=rows,
             nested=space.nested,
             queries=queries,
             k=whole_number(k, "k", 1),

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from .axes import Doubles
     from .types import Floats
 
-# rows left out of a fit to measure it on: no more are needed, fewer say too little
+# rows left out of a fit to measure it on: no more are needed, fewer say too little of a mean or a percentile
 _LEFT_OUT = 500
-_WORTHWHILE = 20
+_WORTHWHILE, _TYPICAL = 20, 50
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +39,8 @@ class Reduction:
     where `shorten.centred`; under l2, where that makes no difference, only what `keeps` measures from.
     `kept`: share of the energy (sum of squares, about the mean where there is one) of vectors that were left
     out of the fit that the basis keeps; of the fitted sample itself where it was too small to leave some out.
-    `usual`: all but one in twenty of these vectors keep at least this share of their own energy.
+    `usual`: all but one in twenty of these vectors keep at least this share of their own energy, None where
+    too few were left out. `left_out`: how many were.
     """
 
     shorten: Shorten
@@ -49,6 +50,7 @@ class Reduction:
     kept: float | None = None
     mean: Floats | None = None
     usual: float | None = None
+    left_out: int = 0
 
     def apply(self, vectors: Floats) -> Floats:
         """Shortened vectors: float32 (n, source) in, float32 (n, dim) out, C-contiguous."""
@@ -119,6 +121,7 @@ class Reduction:
             "rescale": self.rescale,
             "kept": self.kept,
             "usual": self.usual,
+            "left_out": self.left_out,
             "mean": self.mean is not None,
         }
 
@@ -142,15 +145,25 @@ class Reduction:
             matrix, mean = matrix[: shorten.dim], matrix[-1] if rows > shorten.dim else None
         if shorten.centred and mean is None:
             raise ManifestError("expected the mean of a centred PCA beside its basis, found none")
-        return Reduction(shorten, source, data["rescale"], matrix, data["kept"], mean, data.get("usual"))
+        return Reduction(
+            shorten,
+            source,
+            data["rescale"],
+            matrix,
+            data["kept"],
+            mean,
+            data.get("usual"),
+            data.get("left_out", 0),
+        )
 
 
 def fit(shorten: Shorten, *, source: int, metric: Metric, sample: Floats | None, seed: int = 0) -> Reduction:
     """A Reduction ready to apply; "pca" is fitted on `sample`, float32 (n, source), n ≥ `shorten.dim`.
 
-    A tenth of the sample, at most 500 rows, is left out of the fit and tells what it keeps of vectors it has
-    not seen; `seed` chooses them. Raises InputError where a sample is needed and missing, or too small to
-    span the dimensions asked for, and for `centred` where it has no meaning.
+    A tenth of the sample, at most 500 rows chosen by `seed`, is left out of a first fit and tells what that
+    keeps of vectors it has not seen; the basis that is used is then fitted on all. Raises InputError where a
+    sample is needed and missing, or too small to span the dimensions asked for, and for `centred` where it
+    has no meaning.
     """
     if not 1 <= shorten.dim < source:
         raise InputError(
@@ -193,7 +206,19 @@ def fit(shorten: Shorten, *, source: int, metric: Metric, sample: Floats | None,
     shares = made.keeps(unseen)
     energies = (_lengths(unseen if mean is None else unseen - mean) / (np.abs(unseen).max() or 1)) ** 2
     kept = float(np.average(shares, weights=energies)) if energies.any() else 1.0
-    return replace(made, kept=min(kept, 1.0), usual=float(np.percentile(shares, 5)))
+    if unseen is unit:
+        # too few could be left out: what is kept of fitted vectors says nothing of others
+        return replace(made, kept=min(kept, 1.0))
+    # a basis of nine tenths would treat the tenth that was left out worse than the rest of the collection
+    axes = principal(unit, shorten.dim, centred=about_mean, seed=seed)
+    return replace(
+        made,
+        basis=axes.basis,
+        mean=axes.mean.astype(np.float32) if about_mean else None,
+        kept=min(kept, 1.0),
+        usual=float(np.percentile(shares, 5)) if len(unseen) >= _TYPICAL else None,
+        left_out=len(unseen),
+    )
 
 
 def _parted(vectors: Floats, dim: int, seed: int) -> tuple[Floats, Floats]:

@@ -146,7 +146,7 @@ def dimension_and_recall(plan: Plan) -> Drawn | None:
     lines = _shortened(evidence)
     if not lines:
         return None
-    doublings, k = evidence.doublings(plan.rows), evidence.k
+    k = evidence.k
     used = plan.layout.shorten or (plan.layout.index.shorten if plan.layout.index else None)
 
     def draw(width: Width) -> tuple[Figure, Marks]:
@@ -162,7 +162,7 @@ def dimension_and_recall(plan: Plan) -> Drawn | None:
         for axes, oversample in zip(grid.flat, _PANELS, strict=True):
             for name, sizes in lines.items():
                 shape, colour, dashes = _LINES[name]
-                found = [evidence_at(evidence, one, oversample, doublings) for one in sizes]
+                found = [evidence_at(evidence, one, oversample, plan.rows) for one in sizes]
                 everything += found
                 dims = [one.dim for one in sizes]
                 (line,) = axes.plot(
@@ -229,11 +229,11 @@ def _shortened(evidence: Evidence) -> dict[str, list[Shorten]]:
     return found
 
 
-def evidence_at(evidence: Evidence, shorten: Shorten, oversample: int, doublings: float) -> Recall:
-    """Recall of shortened vectors, which is known to be measured."""
+def evidence_at(evidence: Evidence, shorten: Shorten, oversample: int, rows: int) -> Recall:
+    """Recall of shortened vectors among so many rows; they are known to be measured."""
     curve = evidence.curve("float16", shorten)
     assert curve is not None
-    return curve.at(oversample, doublings)
+    return curve.at(oversample, curve.doublings(rows))
 
 
 def _dimension_axis(axes: Axes, dims: Sequence[int]) -> None:

@@ -137,7 +137,6 @@ class Row:
 
 def measured(plan: Plan, evidence: Evidence) -> tuple[Row, ...]:
     """Every representation that was measured, at the oversamplings that are shown."""
-    doublings = evidence.doublings(plan.rows)
     used = _searched(plan.layout)
 
     def row(curve: Curve) -> Row:
@@ -145,7 +144,7 @@ def measured(plan: Plan, evidence: Evidence) -> tuple[Row, ...]:
         cells = tuple(
             Cell(
                 size,
-                expected := curve.at(size, doublings),
+                expected := curve.at(size, curve.doublings(plan.rows)),
                 curve.found[size - 1],
                 plan.target is not None and expected.mean >= plan.target,
                 own and size == plan.layout.oversample,
