@@ -88,9 +88,7 @@ def rows(
             predictions += predicted(place, where, vectors, codes, built=built, tell=tell)
         # these queries are for the collections alone
         vectors = replace(vectors, rows=vectors.rows[:PROMISED])
-        held_out = measure(
-            vectors.rows, metric="cosine", nested=vectors.nested, k=K, rows=len(vectors.rows)
-        )
+        held_out = measure(vectors.rows, metric="cosine", nested=vectors.nested, k=K, rows=len(vectors.rows))
         for place, where in places.items():
             promises += promised(place, where, vectors, held_out, tell=tell)
     lines += [

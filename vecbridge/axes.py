@@ -100,7 +100,7 @@ class _Spread:
                 values = np.append(values, float(rest @ (self._gram @ rest)))
                 inside = np.append(inside, length)
             small = np.diag(values) + weight * np.outer(inside, inside)
-            values, turn = np.linalg.eigh(small.astype(np.float64))
+            values, turn = _decomposed(small.astype(np.float64))
             values, turn = values[::-1], turn[:, ::-1]
             vectors = vectors @ turn[:, : self._most].astype(np.float32)
             total += weight * float(ray @ ray)
@@ -156,7 +156,7 @@ def _strongest(gram: Floats, count: int, seed: int) -> tuple[Doubles, Floats]:
     """The `count` largest eigenvalues of a symmetric matrix, descending, and their vectors as columns."""
     side = len(gram)
     if side <= _SMALL or 3 * count > side:
-        values, vectors = np.linalg.eigh(gram)
+        values, vectors = _decomposed(gram)
         return values[::-1][:count].astype(np.float64), np.ascontiguousarray(vectors[:, ::-1][:, :count])
     from sklearn.utils.extmath import randomized_svd
 
@@ -166,6 +166,15 @@ def _strongest(gram: Floats, count: int, seed: int) -> tuple[Doubles, Floats]:
         gram, n_components=count, n_oversamples=8, n_iter=3, random_state=seed
     )
     return values.astype(np.float64), np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _decomposed(square: Array) -> tuple[Array, Array]:
+    """All eigenvalues of a symmetric matrix, ascending, and their vectors as columns."""
+    # its LAPACK takes 5 s for 3,584 columns where that of numpy takes 9 to 34 s
+    from scipy.linalg import eigh
+
+    values, vectors = eigh(square, driver="evd", check_finite=False)
+    return values, vectors
 
 
 def _blocks(sample: Floats) -> Iterator[tuple[slice, Floats]]:

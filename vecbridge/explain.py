@@ -48,7 +48,11 @@ def human(size: float) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """A duration in seconds, with as many digits as a rough model deserves: 0.1 s, 15 s."""
+    """A duration with as many digits as a rough model deserves: 3.2 ms, 0.1 s, 15 s, 3.5 h."""
+    if seconds >= 7_200:
+        return f"{seconds / 3_600:,.1f} h"
+    if 0 < seconds < 0.01:
+        return f"{seconds * 1_000:.2g} ms"
     return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
@@ -293,8 +297,9 @@ def _takes(plan: Plan) -> Iterator[str]:
         yield f"memory{each}: {build} to build the index, {serve} to serve"
     else:
         yield f"memory{each}: {human(costs.serve_memory_bytes)} to keep all that is scanned cached"
-    if costs.scan_seconds:
-        yield f"time: about {lasting(costs.scan_seconds)} for one search to read its vectors"
+    how = "as measured there" if costs.calibrated else "roughly"
+    built = f", {lasting(costs.build_seconds)} to build the index" if costs.build_seconds else ""
+    yield f"time, {how}: {lasting(costs.query_seconds)} for one search{built}"
 
 
 def _width(layout: Layout) -> Iterator[str]:

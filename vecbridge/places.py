@@ -123,7 +123,8 @@ def _worse(plan: Plan, grade: int, chosen: Plan, best: int, latency: float) -> I
         return
     if grade == _SLOW:
         took = lasting(costs.scan_seconds)
-        yield f"it {_SERVES[grade]}: one search takes about {took}; the budget is {lasting(latency)}"
+        serves = "finds enough only by reading more" if plan.limits.indexed else _SERVES[grade]
+        yield f"it {serves}: one search takes about {took}; the budget is {lasting(latency)}"
         return
     yield f"it {_SERVES[grade]}, {disk} on disk"
     better = [one for one in plan.refused if _gives_up(one.layout) < grade]

@@ -18,7 +18,7 @@ from .budgets import Budget, too_big, too_little, too_slow
 from .candidates import Aim, candidates
 from .errors import InputError, PlanError
 from .evidence import Evidence
-from .explain import describe, explain, grouped, human
+from .explain import describe, explain, grouped, human, lasting
 from .limits import Limits
 from .limits import limits as limits_of
 from .places import Other, choose
@@ -335,7 +335,7 @@ def _plan(
         evidence = evidence.asymmetric()
     aim = None if target is None or evidence is None else Aim(target, evidence, rows)
     refused: list[Refusal] = []
-    slow: Refusal | None = None
+    slow: list[tuple[bool, float, Layout]] = []
 
     def estimated(layout: Layout) -> Estimates:
         return estimate(space, layout, rows=rows, limits=limits, memory=budget.memory, speeds=speeds)
@@ -357,15 +357,20 @@ def _plan(
                 reason = too_slow(space, layout, rows, limits, budget, costs)
                 if reason is None:
                     return made(layout)
-                if slow is None and layout.index is None and layout.shorten is None:
-                    slow = Refusal(layout, reason)
+                gives_up = layout.shorten is not None or layout.element != "float32"
+                slow.append((gives_up, costs.scan_seconds, layout))
         refused.append(Refusal(layout, reason))
-    if aim is None or slow is None or budget.firm:
+    if aim is None or not slow or budget.firm:
         return tuple(refused)
-    within = "" if budget.memory is None else f" within {human(budget.memory)} of memory"
+    # recall was asked for, the time a search may take is only the default: the fastest that finds enough, and
+    # of those that keep the whole vectors, if there are any
+    _, seconds, layout = min(slow, key=operator.itemgetter(0, 1))
+    within = "" if budget.memory is None else f" and {human(budget.memory)} of memory"
+    what = "an exact scan" if layout.index is None and layout.shorten is None else "the fastest that does"
+    limit = f"{lasting(budget.latency)} a search{within}"
     return made(
-        slow.layout,
-        f"nothing approximate finds {aim.target:g} of the nearest{within}; {slow.reason}, the default",
+        layout,
+        f"nothing finds {aim.target:g} of the nearest within {limit}; {what} takes about {lasting(seconds)}",
     )
 
 

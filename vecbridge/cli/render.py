@@ -85,9 +85,14 @@ def plan(made: Plan, out: Console | None = None) -> None:
         ),
         ("memory to serve", human(costs.serve_memory_bytes), "what searches read and should stay cached"),
     ]
-    if costs.scan_seconds:
-        took = "under 10 ms" if costs.scan_seconds < 0.01 else f"about {lasting(costs.scan_seconds)}"
-        rows.append(("one search", took, "to read its vectors from end to end"))
+    how = (
+        "as measured there"
+        if costs.calibrated
+        else "roughly; vecbridge calibrate measures it on your own store"
+    )
+    if costs.build_seconds:
+        rows.append(("time to build", lasting(costs.build_seconds), how))
+    rows.append(("one search", lasting(costs.query_seconds), how))
     _section(out, f"Takes{each}", _facts(rows))
     if made.notes:
         _section(out, "Notes", Group(*(_bullet(note) for note in made.notes)))
