@@ -20,7 +20,8 @@ from vecbridge.evidence import Evidence
 from vecbridge.measuring import measure
 from vecbridge.types import Element, Index, Layout, Metric, Shorten
 
-ROWS, K = 1500, 10
+ROWS, QUERIES, K = 1000, 150, 10
+OVERSAMPLES = (1, 2, 8)
 # queries differ, and ties at the end of the list are broken by chance
 NEAR = 0.02
 
@@ -29,12 +30,12 @@ NEAR = 0.02
 def glosses(kind: str) -> real_vectors.Vectors:
     known = real_vectors.texts()
     if kind == "wordllama":
-        return real_vectors.wordllama(known, rows=ROWS, queries=300)
-    return real_vectors.hashing(known, rows=ROWS, queries=300, dim=200)
+        return real_vectors.wordllama(known, rows=ROWS, queries=QUERIES)
+    return real_vectors.hashing(known, rows=ROWS, queries=QUERIES, dim=200)
 
 
 def built_recall(url: str, vectors: real_vectors.Vectors, metric: Metric, layout: Layout) -> list[float]:
-    """Recall@10 of a real collection with this layout, re-ranking 1, 2, 4 and 8 times as many candidates."""
+    """Recall@10 of a real collection with this layout, re-ranking up to 8 times as many candidates."""
     with vecbridge.connect(url) as store:
         collection = store.create(
             "glosses", dim=vectors.dim, metric=metric, layout=layout, rows=ROWS, sample=vectors.rows,
@@ -45,7 +46,7 @@ def built_recall(url: str, vectors: real_vectors.Vectors, metric: Metric, layout
         truth = collection.search_many(vectors.queries, k=K, exact=True)
         short = collection.manifest.projected(vectors.queries)
         found = []
-        for oversample in (1, 2, 4, 8):
+        for oversample in OVERSAMPLES:
             table = collection._table.searched(replace(layout, oversample=oversample))
             hits = table.search(vectors.queries, short, k=K, where=None, exact=False)
             shares = [
@@ -66,18 +67,19 @@ def predicted(
     assert layout.index is not None
     curve = evidence.curve(layout.index.element, layout.index.shorten)
     assert curve is not None
-    return [curve.found[oversample - 1].mean for oversample in (1, 2, 4, 8)]
+    return [curve.found[oversample - 1].mean for oversample in OVERSAMPLES]
 
 
 @cache
 def measured(name: str, metric: Metric) -> Evidence:
     vectors = glosses(name)
-    return measure(vectors.rows, queries=vectors.queries, metric=metric, nested=(64,), seed=1)
+    # the sample is the collection
+    return measure(vectors.rows, queries=vectors.queries, metric=metric, rows=ROWS, nested=(64,), seed=1)
 
 
 def widely(element: Element, shorten: Shorten | None = None, *, ef_search: int) -> Layout:
     return Layout(
-        index=Index("hnsw", element=element, shorten=shorten, m=32, ef_construction=200, ef_search=ef_search)
+        index=Index("hnsw", element=element, shorten=shorten, m=24, ef_construction=100, ef_search=ef_search)
     )
 
 
@@ -113,6 +115,7 @@ POSTGRES: list[tuple[str, Metric, Element, Shorten | None]] = [
     ("wordllama", "cosine", "float16", Shorten("truncate", 64)),
     ("wordllama", "ip", "float16", Shorten("truncate", 64)),
     ("wordllama", "cosine", "float16", Shorten("pca", 32)),
+    ("wordllama", "cosine", "float16", Shorten("pca", 32, centred=True)),
     ("hashing", "l2", "float16", Shorten("pca", 32)),
 ]
 
@@ -132,7 +135,7 @@ def test_a_finer_query_finds_more_by_signs() -> None:
     layout = widely("bit", ef_search=1)
     finer = predicted(vectors, "cosine", layout, asymmetric=True)
     coarse = predicted(vectors, "cosine", layout, asymmetric=False)
-    assert all(one > other + 0.05 for one, other in zip(finer[:3], coarse[:3], strict=True))
+    assert all(one > other + 0.05 for one, other in zip(finer[:2], coarse[:2], strict=True))
 
 
 def test_signs_rank_by_hamming_distance_and_zero_is_not_above_zero() -> None:
@@ -168,7 +171,8 @@ def test_many_bits_come_near_to_the_true_scores(metric: Metric, dim: int) -> Non
     rows = generator.standard_normal((300, dim)).astype(np.float32)
     queries = generator.standard_normal((20, dim)).astype(np.float32)
     if metric == "cosine":
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        for some in (rows, queries):
+            some /= np.linalg.norm(some, axis=1, keepdims=True)
     true = codes.nearness(queries, rows, metric=metric)
     turbo = codes.Turbo(queries, sample=rows, metric=metric)
     for found in (
@@ -178,7 +182,9 @@ def test_many_bits_come_near_to_the_true_scores(metric: Metric, dim: int) -> Non
     ):
         assert np.isfinite(found).all()
         if dim > 1:
-            assert np.corrcoef(true.ravel(), found.ravel())[0, 1] > 0.99
+            # scores are for ranking: what is the same for all rows of a query may be left out
+            for ours, right in zip(found, true, strict=True):
+                assert np.corrcoef(ours, right)[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("dim", [1, 8, 100, 384, 1027])

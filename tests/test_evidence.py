@@ -15,7 +15,7 @@ from vecbridge.types import Element, Index, Layout, Shorten
 def curve(element: Element, shorten: Shorten | None, start: float, *, trend: float = 0.0) -> Curve:
     """Recall that starts somewhere and halves what is missing with each doubling of the oversampling."""
     means = [1 - (1 - start) / oversample for oversample in range(1, MOST + 1)]
-    return Curve(element, shorten, tuple(Recall(m, m - 0.01, m, 100) for m in means), (trend,) * MOST)
+    return Curve(element, shorten, tuple(Recall(m, m - 0.01, m, 100) for m in means), (trend,) * MOST, 1000)
 
 
 SHORT, CENTRED = Shorten("pca", 64), Shorten("pca", 64, centred=True)
@@ -98,6 +98,29 @@ def test_more_rows_are_harder_by_the_trend_and_never_easier() -> None:
     found = EVIDENCE.recall(bits, rows=4000)
     assert found is not None
     assert found.low < found.mean
+
+
+def test_who_re_ranks_more_is_never_expected_to_find_less() -> None:
+    steep = replace(curve("bit", None, 0.5), trend=(-0.1,) * 4 + (-2.0,) * (MOST - 4))
+    means = [steep.at(oversample, 3).mean for oversample in range(1, MOST + 1)]
+    assert means == sorted(means)
+    assert means[4] == means[3] > 0.8
+    late = steep.at(5, 3)
+    assert late.low <= late.mean <= late.high
+
+
+def test_expectations_start_from_the_rows_that_a_curve_was_measured_among() -> None:
+    fewer = replace(curve("float16", SHORT, 0.7, trend=-0.5), rows=250)
+    known = replace(EVIDENCE, curves=(fewer,))
+    assert (fewer.doublings(1000), known.doublings(1000)) == (2, 0)
+    short = indexed("float16", SHORT)
+    # the logit of 0.7 is 0.847; two doublings take 1 off
+    assert mean(short, evidence=known) == pytest.approx(0.462, abs=1e-3)
+    assert mean(short, rows=250, evidence=known) == pytest.approx(0.7)
+    assert known.enough(short, 0.7, rows=250) == 1
+    enough = known.enough(short, 0.7, rows=1000)
+    assert enough is not None
+    assert enough > 1
 
 
 def test_stores_that_keep_the_query_finer_have_a_curve_of_their_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 import real_vectors
 
 from vecbridge.errors import DimensionMismatch, InputError
-from vecbridge.evidence import MOST, Evidence
+from vecbridge.evidence import MOST, Curve, Evidence
 from vecbridge.measuring import measure, slope
+from vecbridge.reduction import fit
 from vecbridge.testing import data
 from vecbridge.types import Element, Metric, Shorten
 
@@ -25,6 +27,11 @@ def falling(n: int, dim: int, *, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     spread = 1 / np.sqrt(np.arange(dim) + 1)
     return (generator.standard_normal((n, dim)) * spread + 0.1).astype(np.float32)
+
+
+@cache
+def glosses() -> real_vectors.Vectors:
+    return real_vectors.lsa(real_vectors.texts(), rows=4800, queries=300, dim=192)
 
 
 def mean(
@@ -86,7 +93,7 @@ def test_directions_without_energy_are_not_missed(metric: Metric) -> None:
     generator = np.random.default_rng(4)
     turn = np.linalg.qr(generator.standard_normal((40, 40)))[0][:8]
     flat = ((generator.standard_normal((600, 8)) + 1) @ turn).astype(np.float32)
-    evidence = measure(flat, metric=metric)
+    evidence = measure(flat, metric=metric, rows=600)
     assert mean(evidence, "float16", Shorten("pca", 8)) > 0.98
     assert mean(evidence, "float16", Shorten("truncate", 8)) < 0.9
     assert sum(evidence.spectrum[:8]) == pytest.approx(1, abs=1e-4)
@@ -171,22 +178,86 @@ def test_many_dimensions_and_few_rows_are_measured_too() -> None:
 
 def test_more_rows_are_predicted_from_a_quarter_of_them() -> None:
     """Real texts, seed 0: every representation, as far as five times the candidates."""
-    vectors = real_vectors.lsa(real_vectors.texts(), rows=4800, queries=300, dim=192)
-    whole = measure(vectors.rows, queries=vectors.queries)
-    part = measure(vectors.rows[:1200], queries=vectors.queries)
-    doublings = part.doublings(whole.rows)
-    assert doublings == 2
+    vectors = glosses()
+    whole = measure(vectors.rows, queries=vectors.queries, rows=4800)
+    part = measure(vectors.rows[:1200], queries=vectors.queries, rows=1200)
+    assert part.doublings(whole.rows) == 2
     errors, naive = [], []
     for curve in part.curves:
         truth = whole.curve(curve.element, curve.shorten)
         assert truth is not None
         for oversample in (1, 2, 4):
             real = truth.found[oversample - 1].mean
-            errors.append(curve.at(oversample, doublings).mean - real)
+            errors.append(curve.at(oversample, curve.doublings(truth.rows)).mean - real)
             naive.append(curve.at(oversample).mean - real)
     assert np.abs(errors).mean() < 0.03
     assert abs(np.mean(errors)) < 0.02
     assert np.abs(errors).mean() < np.abs(naive).mean() / 2
+
+
+def found_by(
+    shorten: Shorten, sample: np.ndarray, rows: np.ndarray, queries: np.ndarray, *, oversample: int
+) -> float:
+    """Recall@10 among `rows`, by brute force, of the reduction that a collection fits on a sample."""
+    fitted = fit(shorten, source=rows.shape[1], metric="cosine", sample=sample)
+    truth = np.argsort(-queries @ rows.T, axis=1)[:, :10]
+    order = np.argsort(-fitted.apply(queries) @ fitted.apply(rows).T, axis=1)[:, : 10 * oversample]
+    return float(np.mean([len({*some} & {*right}) / 10 for some, right in zip(order, truth, strict=True)]))
+
+
+def projections(evidence: Evidence) -> list[Curve]:
+    return [one for one in evidence.curves if one.shorten is not None and one.shorten.method == "pca"]
+
+
+def test_a_projection_is_predicted_for_rows_that_its_fit_has_not_seen() -> None:
+    vectors = glosses()
+    sample, others = vectors.rows[:2700], vectors.rows[2700:]
+    known = measure(sample, queries=vectors.queries, rows=10**6)
+    assert known.rows == 2700
+    errors, naive = [], []
+    inside = measure(sample, queries=vectors.queries, rows=len(sample))
+    for curve in projections(known):
+        assert curve.rows == 900
+        assert curve.shorten is not None
+        if curve.shorten.dim not in (64, 128):
+            continue
+        same = inside.curve("float16", curve.shorten)
+        assert same is not None
+        for oversample in (1, 2):
+            real = found_by(curve.shorten, sample, others, vectors.queries, oversample=oversample)
+            errors.append(curve.at(oversample, curve.doublings(len(others))).mean - real)
+            naive.append(same.at(oversample, same.doublings(len(others))).mean - real)
+    assert np.abs(errors).mean() < 0.02
+    assert abs(np.mean(errors)) < 0.02
+    # which the rows of the fit would not tell
+    assert np.mean(naive) > 0.02
+
+
+def test_a_projection_is_predicted_for_the_very_rows_of_its_fit_where_they_are_all_there_is() -> None:
+    vectors = glosses()
+    sample = vectors.rows[:2700]
+    known = measure(sample, queries=vectors.queries, rows=4000)
+    for curve in projections(known):
+        assert curve.rows == 2700
+        assert curve.shorten is not None
+        for oversample in (1,) if curve.shorten.dim in (64, 128) else ():
+            real = found_by(curve.shorten, sample, sample, vectors.queries, oversample=oversample)
+            assert curve.at(oversample).mean == pytest.approx(real, abs=0.02)
+
+
+@pytest.mark.parametrize(("rows", "among"), [(None, 300), (1501, 300), (1500, 900), (0, 900)])
+def test_only_a_collection_much_larger_than_the_sample_is_measured_as_other_rows(
+    rows: int | None, among: int
+) -> None:
+    evidence = measure(falling(1000, 16, seed=20), rows=rows)
+    assert {one.rows for one in projections(evidence)} == {among}
+    assert {one.rows for one in evidence.curves if one not in projections(evidence)} == {900}
+    assert evidence.sizes("pca") == (8,)
+
+
+def test_a_sample_too_small_to_leave_rows_out_says_nothing_of_projections() -> None:
+    assert projections(measure(falling(150, 16, seed=21))) == []
+    assert projections(measure(falling(150, 16, seed=21), rows=150)) != []
 
 
 def test_a_trend_is_the_slope_of_the_logit() -> None:
@@ -230,6 +301,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "too few for k": (GOOD, {"k": 50}, "recall@50 needs a sample of at least 110 vectors, got 100"),
     "metric": (GOOD, {"metric": "dot"}, "expected a metric of cosine, ip, l2, got 'dot'"),
     "nested": (GOOD, {"nested": (9,)}, "expected nested sizes of 1 to 8, got 9"),
+    "rows": (GOOD, {"rows": -1}, "number of rows planned for, 0 or more, got -1"),
     "k": (GOOD, {"k": 0}, "expected k, most_rows and held_out of 1 or more"),
     "zero query": (GOOD, {"queries": spoilt(0)}, "row 42 of the queries has length 0"),
     "no queries": (GOOD, {"queries": np.ones((0, 8))}, "at least one query, got none"),

@@ -187,8 +187,9 @@ def test_a_plan_is_json() -> None:
     data = json.loads(json.dumps(planned.to_dict()))
     assert set(data) == {
         "space", "rows", "backend", "version", "chosen", "layout", "refused", "estimates", "notes",
-        "nodes", "place", "here", "others",
+        "nodes", "place", "here", "others", "recall", "expected", "evidence",
     }  # fmt: skip
+    assert (data["recall"], data["expected"], data["evidence"]) == (None, None, None)
     assert (data["nodes"], data["place"], data["here"], data["others"]) == (1, "pgvector 0.8.0", [], [])
     assert data["space"] == {
         "dim": 3584, "metric": "cosine", "nested": [], "model": "bge-multilingual-gemma2",
@@ -201,6 +202,7 @@ def test_a_plan_is_json() -> None:
     ]
     assert set(data["estimates"]) == {
         "table_bytes", "index_bytes", "build_memory_bytes", "serve_memory_bytes", "scan_seconds",
+        "build_seconds", "query_seconds", "calibrated",
     }  # fmt: skip
 
 
@@ -216,7 +218,7 @@ def test_no_plan_lists_every_reason() -> None:
 def test_a_slow_flat_plan_says_its_seconds_and_never_gives_up_dimensions_for_speed() -> None:
     planned = plan(3584, rows=10 * M, on="flat", latency=0.001)
     assert planned.layout == Layout()
-    assert any(re.search(r"takes about \d+ s, the budget is 0.001 s", note) for note in planned.notes)
+    assert any(re.search(r"takes about \d+ s, the budget is 1 ms", note) for note in planned.notes)
 
 
 def test_an_exact_scan_at_disk_speed_is_refused_where_memory_is_short() -> None:
@@ -717,8 +719,8 @@ def test_numbers_are_short() -> None:
     assert [human(size) for size in (0, 999, 1000, 8.19e9, 123.4e9, 999.9e9, 2e15, 5e18)] == [
         "0 bytes", "999 bytes", "1.0 kB", "8.2 GB", "123 GB", "1.0 TB", "2.0 PB", "5,000 PB",
     ]  # fmt: skip
-    assert [lasting(seconds) for seconds in (0.1, 0.062, 2.96, 9.96, 15.3, 15_300)] == [
-        "0.1 s", "0.062 s", "3 s", "10 s", "15 s", "15,300 s",
+    assert [lasting(seconds) for seconds in (0.0, 3.21e-3, 0.1, 0.062, 2.96, 9.96, 15.3, 7_100, 15_300)] == [
+        "0 s", "3.2 ms", "0.1 s", "0.062 s", "3 s", "10 s", "15 s", "7,100 s", "4.2 h",
     ]  # fmt: skip
 
 

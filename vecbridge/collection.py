@@ -408,7 +408,8 @@ class Collection:
         `rows`: how many records there will be, those that are there if not given. `memory`, `disk` and
         `latency` as for `Store.create`. `recall`: the recall@k that is wanted, that which was asked for when
         the collection was made, if not given; with one, the plan rests on what is measured on up to `sample`
-        stored vectors, chosen by `seed`. Raises PlanError; InputError where whole vectors are not stored.
+        stored vectors, chosen by `seed`, if there are 500 or more. Raises PlanError; InputError where whole
+        vectors are not stored.
         """
         if not self._whole:
             raise InputError(
@@ -418,7 +419,7 @@ class Collection:
             )
         space, target = self.space, self.manifest.recall if recall is None else planner.share(recall)
         stored = None
-        if target is not None:
+        if target is not None and self.count() >= planner.WORTHWHILE:
             stored = self._now(lambda table: table.sample(sample, seed=seed)).vectors
         wishes: Wishes = {
             "rows": self.count() if rows is None else rows,

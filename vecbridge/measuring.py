@@ -45,7 +45,7 @@ _FEWEST_QUERIES = 10
 # dimensions that vectors are shortened to; 2,000 is what an index of pgvector takes in full precision
 _GRID = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2000)
 # a smaller part of the sample says nothing of a trend
-_FEWEST_ROWS = 500
+_FEWEST_ROWS = 250
 # of the parts that candidates are taken from: with fewer rows for each, luck finds much of the truth
 _ROWS_PER_CANDIDATE = 16
 _FEWEST_MISSES = 30

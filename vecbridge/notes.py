@@ -17,6 +17,7 @@ from .types import Layout, Space
 def notes(
     space: Space, layout: Layout, rows: int, limits: Limits, budget: Budget, costs: Estimates
 ) -> Iterator[str]:
+    """What holds for a chosen layout in its place, whatever is known of its recall."""
     if limits.assumed:
         yield f"{limits.backend} {limits.version} is assumed; name another as {limits.backend}@VERSION"
     if limits.indexed:
@@ -58,6 +59,7 @@ def notes(
 def about_recall(
     space: Space, layout: Layout, rows: int, target: float | None, evidence: Evidence | None
 ) -> Iterator[str]:
+    """How far the recall of a chosen layout is known."""
     if evidence is None:
         if target is not None and layout.index is not None:
             yield (
@@ -105,6 +107,7 @@ def _about_qdrant(space: Space, layout: Layout, limits: Limits) -> Iterator[str]
 
 
 def about_model(space: Space, *, asked: bool) -> Iterator[str]:
+    """What is odd about the model's name and its dimension; `asked`: its Matryoshka sizes were looked up."""
     known = models.find(space.model) if space.model else None
     if known and space.dim != known.dim and space.dim not in known.nested:
         trained = f", or {', '.join(f'{size:,}' for size in known.nested)}" if known.nested else ""

@@ -35,6 +35,8 @@ DEFAULT_ROWS = 100_000
 # seconds that one search may take where nobody says how many
 LATENCY = 0.1
 K = 10
+# vectors: of fewer, the tenth that is held out as queries says too little to plan by
+WORTHWHILE = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class Reduction:
 
         Measured as `kept` is: about the mean where the reduction has one, before scaling back. A vector that
         has no energy loses none. Raises InputError for a basis about a mean that was not kept with it, as in
-        collections under l2 made before 0.5.
+        old collections under l2.
         """
         import numpy as np
 

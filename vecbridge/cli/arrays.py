@@ -16,12 +16,9 @@ def matrix(path: Path) -> Floats:
     import numpy as np
 
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors: Floats = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: expected a .npy file with one array of numbers: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: expected a .npy file with one array of numbers, got an archive of several")
-    vectors: Floats = array
     return vectors
 
 

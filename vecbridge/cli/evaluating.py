@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -113,6 +114,7 @@ def replan(
     """Lay a collection out anew, beside the old layout, and switch in one step; searches go on."""
     urls, (name,) = options.place(words, "COLLECTION")
     wanted, budget = options.target(recall), options.budget(memory, disk, latency)
+    options.answerable(yes or dry_run)
     from ..store import connect
     from . import progress, render
 
@@ -133,7 +135,15 @@ def replan(
         tuned = collection.manifest.tuned
         state = collection.index_state()
     if as_json:
-        output.write_json({"url": at, "collection": name, "done": not dry_run, "plan": plan.to_dict()})
+        output.write_json(
+            {
+                "url": at,
+                "collection": name,
+                "done": not dry_run,
+                "plan": plan.to_dict(),
+                "tuned": None if tuned is None else asdict(tuned),
+            }
+        )
     elif not dry_run:
         output.answer(f"{name} is laid out anew: {plan.describe()}")
     if not dry_run:

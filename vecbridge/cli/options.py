@@ -236,12 +236,14 @@ def condition(text: str | None) -> dict[str, Any] | None:
     return value
 
 
+def answerable(yes: bool) -> None:
+    """Raise InputError where a question would have to be asked and nobody can answer."""
+    if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise InputError("this changes what is stored, and there is no terminal to ask on: add --yes to do it")
+
+
 def confirm(question: str, yes: bool) -> None:
     """Ask on a terminal. Raises InputError where nobody can answer, typer.Abort if the answer is no."""
-    if yes:
-        return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise InputError(
-            "this changes what is stored, and there is no terminal to ask on: add --yes to do it"
-        )
-    typer.confirm(output.safe(question), abort=True, err=True)
+    answerable(yes)
+    if not yes:
+        typer.confirm(output.safe(question), abort=True, err=True)

@@ -24,7 +24,7 @@ from ..errors import (
     SourceError,
 )
 from ..manifest import check_name
-from ..planner import Plan, make_space, share
+from ..planner import WORTHWHILE, Plan, make_space, share
 from ..types import FieldKind, Layout, Metric, Progress
 from .cutting import Cutting
 from .flow import BATCH, Encoder
@@ -108,9 +108,9 @@ def ingest(
     for `rows` records (those in the source, if not given); `layout`, `memory`, `disk`, `latency`,
     `nodes`, `filterable` as in `Store.create`. `metric` is cosine for a new collection. A layout with a
     PCA is fitted on vectors from the whole length of the source. `recall`: the recall@10 that searches shall
-    have. Where the plan is not exact, it then rests on what is measured on up to 5,000 such vectors, and once
-    the index is there its search width is tuned and confirmed; a collection that is there already is tuned
-    for it, too.
+    have. Where the plan is not exact, it then rests on what is measured on 500 to 5,000 such vectors, and
+    once the index is there its search width is tuned and confirmed; a collection that is there already is
+    tuned for it, too.
 
     Files of text are cut into chunks of up to `chunk_tokens` tokens (512, or what the model takes), of which
     neighbours share `overlap`; with `chunk_rows` the texts of rows are cut, too. `tokenizer`: the model's
@@ -262,7 +262,9 @@ def ingest(
                 if wanted is None:
                     plan = place.plan(dim, rows=planned, **meaning, **budgets)
                     wanted = plan.layout
-                    measured = target_recall is not None and not _exact(wanted)
+                    measured = (
+                        target_recall is not None and not _exact(wanted) and work.total >= WORTHWHILE
+                    )
                 sample = load.sample(wanted, dim, measured=measured)
                 if measured:
                     plan = place.plan(

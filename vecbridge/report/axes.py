@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from ..recall import Recall
 from .drawing import COLOURS, Width, drawing, svg
@@ -61,6 +63,35 @@ def recall_axis(axes: Axes, k: int, found: Iterable[Recall], target: float | Non
     axes.set_ylim(max(low - 0.12 * span, -0.04), 1 + 0.06 * span)
     axes.set_ylabel(f"recall@{k}")
     axes.yaxis.set_major_locator(_UpToOne())
+
+
+# how much of a stretched axis belongs to recall close to 1: the smaller, the more
+_KNEE = 0.03
+_STRETCHED = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 1)
+
+
+def stretched(axes: Axes, k: int, found: Sequence[Recall], target: float | None) -> None:
+    """Recall upwards, with more room the closer to 1 where much lies far below: there layouts compete."""
+    low = min([one.low for one in found] + ([] if target is None else [target]))
+    if low > 0.8:
+        recall_axis(axes, k, found, target)
+        return
+    axes.set_yscale("function", functions=(_stretch, _shrink))
+    bottom, top = _stretch(np.array([low, 1.0]))
+    axes.set_ylim(*_shrink(np.array([bottom - 0.05 * (top - bottom), top + 0.07 * (top - bottom)])))
+    axes.yaxis.set_major_locator(FixedLocator(_STRETCHED))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylabel(f"recall@{k} (stretched towards 1)")
+
+
+def _stretch(recall: NDArray[np.float64]) -> NDArray[np.float64]:
+    # matplotlib asks for values beyond the axis, too
+    return -np.log(np.maximum(1 + _KNEE - recall, 1e-9))
+
+
+def _shrink(height: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1 + _KNEE - np.exp(-height)
 
 
 class _UpToOne(MaxNLocator):

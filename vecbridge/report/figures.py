@@ -15,7 +15,7 @@ from ..evidence import Evidence
 from ..explain import describe, human
 from ..recall import Recall
 from ..types import Shorten
-from .axes import Drawn, Marks, both, in_use, legend, log_ticks, recall_axis, target_line
+from .axes import Drawn, Marks, both, in_use, legend, log_ticks, recall_axis, stretched, target_line
 from .drawing import COLOURS, Colour, Dashes, Width, canvas
 from .labels import labels
 from .values import FAMILIES, Candidate, shown
@@ -52,7 +52,7 @@ def bytes_and_recall(plan: Plan, found: Sequence[Candidate]) -> Drawn | None:
     k = plan.evidence.k
 
     def draw(width: Width) -> tuple[Figure, Marks]:
-        figure = canvas(800, 390) if width == "wide" else canvas(330, 400)
+        figure = canvas(800, 430) if width == "wide" else canvas(330, 470)
         axes = figure.subplots()
         assert isinstance(axes, Axes)
         marks: dict[str, Mapping[str, str]] = {}
@@ -61,16 +61,16 @@ def bytes_and_recall(plan: Plan, found: Sequence[Candidate]) -> Drawn | None:
             marks |= _candidate(axes, one, number, dim=plan.space.dim)
         target_line(axes, plan.target)
         _sizes_axis(axes, [one.bytes or 0 for _, one in known])
-        recall_axis(axes, k, [one.recall for _, one in known if one.recall], plan.target)
-        _families(figure, [one for _, one in known], columns=4 if width == "wide" else 2)
+        stretched(axes, k, [one.recall for _, one in known if one.recall], plan.target)
+        _families(figure, [one for _, one in known], columns=5 if width == "wide" else 2)
         labels(figure, axes, known)
         return figure, marks
 
     caption = (
         "Each mark is a layout that was considered: the further up the more it finds, the further left the "
-        "less it takes on disk, table and index together. The star was chosen; hollow marks were refused. "
-        "Thin vertical bars are 95 % intervals. What a graph itself loses comes on top, and is tuned away "
-        "after loading."
+        "less it takes on disk, table and index together. The star was chosen; hollow marks were refused; "
+        "small solid ones are preferred less. Thin vertical bars are 95 % intervals. What a graph itself "
+        "loses comes on top, and is tuned away after loading."
     )
     return both("bytes", draw, title=f"Recall@{k} against bytes on disk", caption=caption)
 
@@ -78,30 +78,45 @@ def bytes_and_recall(plan: Plan, found: Sequence[Candidate]) -> Drawn | None:
 def _candidate(axes: Axes, one: Candidate, number: int, *, dim: int) -> dict[str, Mapping[str, str]]:
     assert one.recall is not None
     assert one.bytes is not None
-    shape, colour, size = MARKS[one.family]
-    chosen = one.state == "chosen"
-    x, y = [one.bytes], [one.recall.mean]
+    chosen, spare = one.state == "chosen", one.state == "spare"
+    colour = COLOURS[MARKS[one.family][1]]
     axes.plot(
-        [one.bytes] * 2, [one.recall.low, one.recall.high],
-        color=COLOURS[colour], linewidth=2.0 if chosen else 1.0, solid_capstyle="butt",
+        [one.bytes] * 2, [one.recall.low, one.recall.high], color=colour, solid_capstyle="butt",
+        linewidth=2.0 if chosen else 1.0, alpha=0.45 if spare else 1.0,
     )  # fmt: skip
     gid = "chosen" if chosen else f"candidate-{number}"
-    (mark,) = axes.plot(
-        x, y, linestyle="none", zorder=4 if chosen else 3,
-        marker="*" if chosen else shape, markersize=22 if chosen else size,
-        markerfacecolor=COLOURS[colour] if chosen else COLOURS["ground"],
-        markeredgecolor=COLOURS["ground"] if chosen else COLOURS[colour],
-        markeredgewidth=1.0 if chosen else 1.8,
-    )  # fmt: skip
+    mark = _mark(one.family, one.state)
+    mark.set_data([one.bytes], [one.recall.mean])
+    mark.set_zorder({"chosen": 5, "refused": 4, "spare": 3}[one.state])
     mark.set_gid(gid)
+    axes.add_line(mark)
     words = f"{describe(one.layout, dim)}: {shown(one)}"
+    verdicts = {
+        "chosen": f"chosen: {words}",
+        "refused": f"{words}. Refused: {one.reason}",
+        "spare": f"{words}. Preferred less{f': {one.reason}' if one.reason else ''}",
+    }
     known = {
-        "title": f"chosen: {words}" if chosen else f"{words}. Refused: {one.reason}",
+        "title": f"{number}. {verdicts[one.state]}",
         "recall": f"{one.recall.mean:.6f}",
         "bytes": str(one.bytes),
         "family": one.family,
+        "state": one.state,
     }
     return {gid: known}
+
+
+def _mark(family: str, state: str, colour: Colour | None = None) -> Line2D:
+    """A mark as it is drawn: a star was chosen, hollow was refused, small and solid is preferred less."""
+    shape, own, size = MARKS[family]
+    ink, ground = COLOURS[colour or own], COLOURS["ground"]
+    mark = Line2D([], [], linestyle="none", marker=shape, markersize=size, markeredgewidth=1.8)
+    mark.set(markerfacecolor=ground, markeredgecolor=ink)
+    if state == "chosen":
+        mark.set(marker="*", markersize=22, markerfacecolor=ink, markeredgecolor=ground, markeredgewidth=1.0)
+    elif state == "spare":
+        mark.set(markersize=0.72 * size, markerfacecolor=ink, markeredgecolor=ground, markeredgewidth=0.7)
+    return mark
 
 
 def _sizes_axis(axes: Axes, values: Sequence[int]) -> None:
@@ -117,24 +132,23 @@ def _sizes_axis(axes: Axes, values: Sequence[int]) -> None:
 
 
 def _families(figure: Figure, known: Sequence[Candidate], *, columns: int) -> None:
-    there = {one.family for one in known}
+    """What states and shapes mean, of those that are there."""
+    states, there = {one.state for one in known}, {one.family for one in known}
     handles = []
     if known[0].state == "chosen":
-        handles.append(
-            Line2D(
-                [], [], linestyle="none", marker="*", markersize=14, label="chosen",
-                color=COLOURS[MARKS[known[0].family][1]],
-            )
-        )  # fmt: skip
-    for name in FAMILIES:
-        if name in there:
-            shape, colour, size = MARKS[name]
-            handles.append(
-                Line2D(
-                    [], [], linestyle="none", marker=shape, markersize=size, label=name,
-                    markerfacecolor=COLOURS["ground"], markeredgecolor=COLOURS[colour], markeredgewidth=1.8,
-                )
-            )  # fmt: skip
+        star = _mark(known[0].family, "chosen")
+        star.set(markersize=14, label="chosen")
+        handles.append(star)
+    for state, name in (("refused", "refused"), ("spare", "preferred less")):
+        if state in states:
+            mark = _mark("exact scan", state, "soft")
+            mark.set_label(name)
+            handles.append(mark)
+    for family in FAMILIES:
+        if family in there:
+            mark = _mark(family, "refused")
+            mark.set_label(family)
+            handles.append(mark)
     legend(figure, handles, columns)
 
 

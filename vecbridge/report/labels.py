@@ -1,9 +1,10 @@
-"""Words beside marks, where they hide least."""
+"""Words beside marks, where they hide nothing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,84 +12,190 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox, BboxBase
 
 from ..explain import human
+from .drawing import COLOURS
 from .values import Candidate
+
+# half of a mark's width in pixels, and the room around it that stays clear of words
+_HALF = {"chosen": 11.0, "refused": 6.0, "spare": 4.0}
+_CLEAR = 3.0
+# marks this close to each other share one label
+_SAME = 8.0
+# how far away words may stand, with a line that leads to their mark
+_FAR = {"chosen": 150, "refused": 60, "spare": 0}
+_DIRECTIONS = 16
 
 
 def labels(figure: Figure, axes: Axes, known: Sequence[tuple[int, Candidate]]) -> None:
-    """Writes what was chosen beside its mark and numbers beside the others, where they hide least.
+    """Writes what was chosen beside its mark, and numbers beside the others where there is room.
 
-    Marks that touch share one label.
+    Marks in nearly one place share a label. Words farther off than the nearest place have a line that leads
+    to their mark; those preferred less than the chosen one have a number at once beside them, or none.
     """
     figure.draw_without_rendering()
-    points = [axes.transData.transform((one.bytes or 1, one.recall.mean)) for _, one in known if one.recall]
-    taken: list[Bbox] = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in points]
-    taken += [text.get_window_extent() for text in axes.texts]
+
+    def at(one: Candidate, recall: float) -> tuple[float, float]:
+        x, y = axes.transData.transform((one.bytes or 1, recall))
+        return float(x), float(y)
+
+    found = [(one, one.recall) for _, one in known if one.recall is not None]
+    points = [at(one, recall.mean) for one, recall in found]
+    surroundings = _Surroundings(
+        axes.get_window_extent(),
+        [_around(point, _HALF[one.state]) for point, (one, _) in zip(points, found, strict=True)],
+        [text.get_window_extent() for text in axes.texts],
+        [Bbox([at(one, recall.low), at(one, recall.high)]).padded(1) for one, recall in found],
+    )
+    for group in _groups(points, known):
+        _label(axes, [known[place] for place in group], points[group[0]], surroundings)
+
+
+def _around(point: tuple[float, float], half: float) -> Bbox:
+    return Bbox.from_bounds(point[0] - half, point[1] - half, 2 * half, 2 * half)
+
+
+def _groups(
+    points: Sequence[tuple[float, float]], known: Sequence[tuple[int, Candidate]]
+) -> list[list[int]]:
+    """The marks around each first one; a chosen one stays alone."""
     groups: list[list[int]] = []
-    for place, (x, y) in enumerate(points):
+    for place, point in enumerate(points):
         near = (
             group
             for group in groups
-            if known[group[0]][1].state != "chosen"
-            and any(math.hypot(x - points[one][0], y - points[one][1]) < 13 for one in group)
+            if known[group[0]][1].state != "chosen" and math.dist(point, points[group[0]]) < _SAME
         )
         group = next(near, None)
         if group is None:
             groups.append([place])
         else:
             group.append(place)
-    for group in groups:
-        number, one = known[group[0]]
-        chosen = one.state == "chosen"
-        assert one.recall is not None
-        assert one.bytes is not None
-        text = axes.annotate(
-            f"chosen: {one.recall.mean:.3f}, {human(one.bytes)}" if chosen else _numbers(known, group),
-            (one.bytes, one.recall.mean),
-            xytext=(0, 0), textcoords="offset points", annotation_clip=False, zorder=6,
-            fontweight="bold" if chosen else "normal", fontsize=11 if chosen else 10,
-        )  # fmt: skip
-        # what stands inside the axes shall not make them smaller
-        text.set_in_layout(False)
-        text.set_gid("chosen-label" if chosen else f"number-{number}")
-        own = [taken[place] for place in group]
-        _place(text, axes.get_window_extent(), [box for box in taken if not any(box is one for one in own)])
-        taken.append(text.get_window_extent())
+    return groups
 
 
-def _numbers(known: Sequence[tuple[int, Candidate]], group: Sequence[int]) -> str:
-    numbers = [known[place][0] for place in group]
-    more = f" +{len(numbers) - 3}" if len(numbers) > 3 else ""
-    return ", ".join(map(str, numbers[:3])) + more
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What words shall stay within, and what they shall not hide. `texts` grows as words are written."""
+
+    frame: BboxBase
+    marks: list[Bbox]
+    texts: list[Bbox]
+    bars: list[Bbox]
 
 
-# offsets from a mark in points, and which side of the text lies there; the best first
-_SPOTS = [
-    (11, 0, "left", "center"), (-11, 0, "right", "center"), (0, 11, "center", "bottom"),
-    (0, -11, "center", "top"), (10, 9, "left", "bottom"), (10, -9, "left", "top"),
-    (-10, 9, "right", "bottom"), (-10, -9, "right", "top"), (6, -30, "left", "top"),
-    (-6, -30, "right", "top"), (6, 26, "left", "bottom"), (-6, 26, "right", "bottom"),
-    (6, -60, "left", "top"), (-6, -60, "right", "top"),
-]  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """Where words could stand: `x` and `y` from their mark in pixels, and which side of them lies there."""
+
+    x: float
+    y: float
+    across: str
+    along: str
+    far: bool
+
+    def box(self, point: tuple[float, float], width: float, height: float) -> Bbox:
+        left = {"left": 0.0, "center": width / 2, "right": width}[self.across]
+        down = {"bottom": 0.0, "center": height / 2, "top": height}[self.along]
+        return Bbox.from_bounds(point[0] + self.x - left, point[1] + self.y - down, width, height)
 
 
-def _place(text: Annotation, frame: BboxBase, taken: Sequence[Bbox]) -> None:
-    """Moves a label to where it covers the least, and stays within the frame."""
+def _spots(half: float, far: float) -> Iterator[_Spot]:
+    """Places around a mark: at once beside it, then in wider and wider rings; the best first."""
+    near, corner = half + _CLEAR, half * 0.8 + _CLEAR
+    for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+        yield _spot(near * x, near * y, far=False)
+    for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        yield _spot(corner * x, corner * y, far=False)
+    radius = half + 14
+    while radius <= far:
+        for step in range(_DIRECTIONS):
+            angle = math.tau * step / _DIRECTIONS
+            yield _spot(radius * math.cos(angle), radius * math.sin(angle), far=True)
+        radius += 8
 
-    def cost(spot: tuple[int, int, str, str]) -> float:
-        _put(text, spot)
-        box = text.get_window_extent()
-        outside = (
-            max(frame.x0 - box.x0, 0) + max(box.x1 - frame.x1, 0)
-            + max(frame.y0 - box.y0, 0) + max(box.y1 - frame.y1, 0)
-        )  # fmt: skip
-        covered = sum(bool(box.padded(1).overlaps(other)) for other in taken)
-        return float(1000 * (outside > 0) + outside + 20 * covered)
+
+def _spot(x: float, y: float, *, far: bool) -> _Spot:
+    size = math.hypot(x, y)
+    across = "left" if x > 0.3 * size else "right" if x < -0.3 * size else "center"
+    along = "bottom" if y > 0.3 * size else "top" if y < -0.3 * size else "center"
+    return _Spot(x, y, across, along, far)
+
+
+def _label(
+    axes: Axes,
+    group: Sequence[tuple[int, Candidate]],
+    point: tuple[float, float],
+    surroundings: _Surroundings,
+) -> None:
+    number, one = group[0]
+    chosen = one.state == "chosen"
+    assert one.recall is not None
+    assert one.bytes is not None
+    at = (one.bytes, one.recall.mean)
+    text = axes.annotate(
+        f"chosen: {one.recall.mean:.3f}, {human(one.bytes)}" if chosen else _numbers(group),
+        at, xytext=(0, 0), textcoords="offset points", annotation_clip=False, zorder=6,
+        fontweight="bold" if chosen else "normal", fontsize=11 if chosen else 10,
+    )  # fmt: skip
+    # what stands inside the axes shall not make them smaller
+    text.set_in_layout(False)
+    text.set_gid("chosen-label" if chosen else f"number-{number}")
+    size = text.get_window_extent()
+    half = _HALF[one.state]
+
+    def cost(spot: _Spot) -> float:
+        return _cost(spot, spot.box(point, size.width, size.height), point, surroundings)
 
     # min takes the first of equals
-    _put(text, min(_SPOTS, key=cost))
+    best = min(_spots(half, _FAR[one.state]), key=cost)
+    if cost(best) >= _HIDES and not chosen:
+        text.remove()
+        return
+    _put(text, best)
+    surroundings.texts.append(best.box(point, size.width, size.height))
+    if best.far:
+        leader = axes.annotate(
+            "", at, xytext=(best.x, best.y), textcoords="offset points", annotation_clip=False, zorder=3.5,
+            arrowprops={
+                "arrowstyle": "-", "shrinkA": 1, "shrinkB": half, "linewidth": 1.0,
+                "color": COLOURS["ink" if chosen else "soft"],
+            },
+        )  # fmt: skip
+        leader.set_in_layout(False)
+        if leader.arrow_patch is not None:
+            leader.arrow_patch.set_gid("chosen-leader" if chosen else f"leader-{number}")
 
 
-def _put(text: Annotation, spot: tuple[int, int, str, str]) -> None:
-    x, y, across, along = spot
-    text.set_position((x, y))
-    text.set(horizontalalignment=across, verticalalignment=along)
+def _numbers(group: Sequence[tuple[int, Candidate]]) -> str:
+    numbers = [str(number) for number, _ in group]
+    more = f" +{len(numbers) - 3}" if len(numbers) > 3 else ""
+    return ", ".join(numbers[:3]) + more
+
+
+# the cost from which on words hide something, or are hidden
+_HIDES = 100.0
+
+
+def _cost(spot: _Spot, box: Bbox, point: tuple[float, float], around: _Surroundings) -> float:
+    frame = around.frame
+    outside = (
+        max(frame.x0 - box.x0, 0) + max(box.x1 - frame.x1, 0)
+        + max(frame.y0 - box.y0, 0) + max(box.y1 - frame.y1, 0)
+    )  # fmt: skip
+    words = box.padded(2)
+    hidden = sum(bool(words.overlaps(other)) for other in (*around.marks, *around.texts))
+    crossed = 0
+    if spot.far:
+        # the line passes under marks, and through words
+        steps = [(point[0] + spot.x * share, point[1] + spot.y * share) for share in (0.5, 0.65, 0.8, 0.95)]
+        crossed = sum(one.contains(*step) for one in around.marks for step in steps)
+        hidden += any(one.contains(*step) for one in around.texts for step in steps)
+    bars = sum(bool(words.overlaps(bar)) for bar in around.bars)
+    return float(
+        1000 * (outside > 0) + outside + _HIDES * hidden + 6 * crossed + 3 * bars
+        + 0.2 * math.hypot(spot.x, spot.y)
+    )  # fmt: skip
+
+
+def _put(text: Annotation, spot: _Spot) -> None:
+    text.set_position((spot.x, spot.y))
+    text.set(horizontalalignment=spot.across, verticalalignment=spot.along)

@@ -63,6 +63,7 @@ def plan_page(plan: Plan) -> str:
             "others": [
                 {"place": one.place, "best": best(one, dim), "reasons": one.reasons} for one in plan.others
             ],
+            "verdicts": _VERDICTS,
             "refused": list(grouped(plan.refused)),
             "refused_note": _refused_note(found),
             "considered": [
@@ -79,6 +80,13 @@ def plan_page(plan: Plan) -> str:
             "how": [] if evidence is None else list(_how(evidence)),
         },
     )
+
+
+_VERDICTS = {
+    "refused": "refused",
+    "impossible": "not possible here",
+    "spare": "preferred less",
+}
 
 
 def _tiles(plan: Plan) -> Iterator[Fact]:
@@ -176,7 +184,7 @@ def _table_note(plan: Plan, evidence: Evidence) -> str:
 
 def _refused_note(found: Sequence[values.Candidate]) -> str:
     impossible = sum(one.state == "impossible" for one in found)
-    count = len(found) - 1
+    count = sum(one.state in ("refused", "impossible") for one in found)
     if not impossible:
         return f"{count:,} layouts would have been preferred, had nothing spoken against them."
     return (

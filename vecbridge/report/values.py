@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .. import sizes
+from ..budgets import too_little
+from ..candidates import Aim, candidates
 from ..evidence import SHOWN, Curve, Evidence
 from ..explain import human
 from ..objections import QUANTISED
@@ -32,8 +35,9 @@ class Candidate:
     """A layout that was considered. `recall` and `bytes` are expected for the planned number of rows.
 
     `state`: "chosen"; "refused", where a budget or the target speaks against it; "impossible", where the
-    store cannot hold it. `reason`: what speaks against it, empty for the chosen one. `recall` is None where
-    it was not measured, `bytes` (table and index) where nothing can be stored so.
+    store cannot hold it; "spare", where it is preferred less than the chosen one. `reason`: what speaks
+    against it, empty where nothing is known to. `recall` is None where it was not measured, `bytes` (table
+    and index) where nothing can be stored so.
     """
 
     layout: Layout
@@ -78,9 +82,28 @@ def family(layout: Layout) -> str:
 
 
 def considered(plan: Plan) -> tuple[Candidate, ...]:
-    """The chosen layout, then the refused ones in the order of preference."""
+    """The chosen layout, then the refused ones in the order of preference, then those preferred less.
+
+    Those come with evidence alone: without, there is nothing to compare them by.
+    """
     chosen = Candidate(plan.layout, "chosen", "", recall(plan, plan.layout), whole(plan.estimates))
-    return (chosen, *(_refused(plan, one.layout, one.reason) for one in plan.refused))
+    refused = [_refused(plan, one.layout, one.reason) for one in plan.refused]
+    return chosen, *refused, *_spare(plan)
+
+
+def _spare(plan: Plan) -> Iterator[Candidate]:
+    """What comes after the chosen layout in the order of preference, with what it is known to miss."""
+    if plan.evidence is None:
+        return
+    known = {plan.layout, *(one.layout for one in plan.refused)}
+    aim = None if plan.target is None else Aim(plan.target, plan.evidence, plan.rows)
+    for layout in candidates(plan.space, plan.rows, plan.limits, aim=aim):
+        if layout in known:
+            continue
+        known.add(layout)
+        found = _refused(plan, layout, too_little(layout, aim) or "")
+        if found.state == "refused" and found.recall is not None:
+            yield replace(found, state="spare")
 
 
 def _refused(plan: Plan, layout: Layout, reason: str) -> Candidate:

@@ -476,6 +476,7 @@ class SuccessionTests(Base):
 
 
 def made_vectors() -> Floats:
+    """The vectors that the suite's collections hold."""
     return data.clustered(_ROWS, DIM, seed=11)
 
 
@@ -519,6 +520,7 @@ def _another(backend: Backend) -> Layout:
 
 
 def filled(backend: Backend, layout: Layout) -> Table:
+    """A collection in this layout with all of them."""
     table = backend.create(_manifest(layout))
     _put(table, _records(_ROWS))
     return table
@@ -557,6 +559,7 @@ def widened(layout: Layout, *, oversample: int, width: int) -> Layout:
 
 
 def hits_of(table: Table, queries: Floats, *, exact: bool = False) -> list[list[Hit]]:
+    """Ten hits for each query, without a filter."""
     return table.search(queries, None, k=10, where=None, exact=exact)
 
 
