@@ -239,7 +239,7 @@ def condition(text: str | None) -> dict[str, Any] | None:
 def answerable(yes: bool) -> None:
     """Raise InputError where a question would have to be asked and nobody can answer."""
     if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise InputError("this changes what is stored, and there is no terminal to ask on: add --yes to do it")
+        raise InputError("this changes what is stored, and there is no terminal to ask on: add --yes")
 
 
 def confirm(question: str, yes: bool) -> None:
