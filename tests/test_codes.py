@@ -20,7 +20,7 @@ from vecbridge.evidence import Evidence
 from vecbridge.measuring import measure
 from vecbridge.types import Element, Index, Layout, Metric, Shorten
 
-ROWS, QUERIES, K = 1000, 150, 10
+ROWS, QUERIES, K = 1000, 250, 10
 OVERSAMPLES = (1, 2, 8)
 # queries differ, and ties at the end of the list are broken by chance
 NEAR = 0.02
@@ -79,7 +79,7 @@ def measured(name: str, metric: Metric) -> Evidence:
 
 def widely(element: Element, shorten: Shorten | None = None, *, ef_search: int) -> Layout:
     return Layout(
-        index=Index("hnsw", element=element, shorten=shorten, m=24, ef_construction=100, ef_search=ef_search)
+        index=Index("hnsw", element=element, shorten=shorten, m=32, ef_construction=200, ef_search=ef_search)
     )
 
 

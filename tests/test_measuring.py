@@ -245,6 +245,21 @@ def test_a_projection_is_predicted_for_the_very_rows_of_its_fit_where_they_are_a
             assert curve.at(oversample).mean == pytest.approx(real, abs=0.02)
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_projection_with_a_strong_mean_finds_what_the_reduction_finds(centred: bool) -> None:
+    generator = np.random.default_rng(22)
+    strong = generator.standard_normal((900, 48)) / np.sqrt(np.arange(48) + 1)
+    # a large group and a small one: the mean lies along what tells them apart, and so within the axes
+    strong[:, 0] += np.where(np.arange(900) % 5, 2, 0)
+    strong[:, 1] += np.where(np.arange(900) % 5, 0, 2)
+    unit = (strong / np.linalg.norm(strong, axis=1, keepdims=True)).astype(np.float32)
+    rows, queries = unit[:800], unit[800:]
+    shorten = Shorten("pca", 16, centred)
+    evidence = measure(rows, queries=queries, rows=800)
+    real = found_by(shorten, rows, rows, queries, oversample=1)
+    assert mean(evidence, "float16", shorten) == pytest.approx(real, abs=0.03)
+
+
 @pytest.mark.parametrize(("rows", "among"), [(None, 300), (1501, 300), (1500, 900), (0, 900)])
 def test_only_a_collection_much_larger_than_the_sample_is_measured_as_other_rows(
     rows: int | None, among: int

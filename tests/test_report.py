@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
@@ -24,6 +25,7 @@ from browser import DESK, PHONE, chromium, showing
 from playwright.sync_api import Browser
 
 from vecbridge import planner, report
+from vecbridge.candidates import Aim, candidates
 from vecbridge.errors import InputError
 from vecbridge.evaluate import Report
 from vecbridge.evidence import MOST, SHOWN, Curve, Evidence
@@ -144,6 +146,10 @@ PAGES: dict[str, Callable[[], str]] = {
             model="text-embedding-3-small", sample=evidence(1536, held_out=False),
         )
     ),
+    # no target, hence many sizes
+    "crowded": lambda: report.plan_page(
+        planner.plan(3584, rows=1_000_000, on="pgvector", memory="3GB", sample=evidence())
+    ),
     "exact": lambda: report.plan_page(planner.plan(384, rows=1000, on="flat", sample=evidence(384))),
     "evaluation": evaluation,
     "lists": lambda: evaluation(
@@ -154,7 +160,7 @@ PAGES: dict[str, Callable[[], str]] = {
 }  # fmt: skip
 # a page is made once: drawing takes a second
 PAGES = {name: cache(make) for name, make in PAGES.items()}
-DRAWN = {"many": 3, "missed": 3, "given queries": 3, "exact": 3, "evaluation": 1, "lists": 1}
+DRAWN = {"many": 3, "missed": 3, "given queries": 3, "exact": 3, "crowded": 3, "evaluation": 1, "lists": 1}
 
 
 class Parts(HTMLParser):
@@ -244,22 +250,91 @@ def test_the_same_plan_gives_the_same_bytes_whatever_matplotlib_is_told_to_do(tm
 def test_every_candidate_stands_at_its_recall_and_its_bytes() -> None:
     plan = many()
     assert plan.evidence is not None
+    assert plan.target is not None
+    refused = [plan.layout, *(one.layout for one in plan.refused)]
+    aim = Aim(plan.target, plan.evidence, plan.rows)
+    # candidates that come to the same are one
+    less = dict.fromkeys(candidates(plan.space, plan.rows, plan.limits, aim=aim)).keys() - {*refused}
+    proved = replace(plan.space, nested=tuple(plan.evidence.sizes("truncate")))
     expected = {}
-    for number, layout in enumerate([plan.layout, *(one.layout for one in plan.refused)], 1):
-        if plan.limits.objection(plan.space, layout) is not None:
-            continue
+    numbers = {}
+    for number, layout in enumerate(refused, 1):
+        if plan.limits.objection(proved, layout) is None:
+            expected[layout] = "refused" if number > 1 else "chosen"
+            numbers[f"candidate-{number}" if number > 1 else "chosen"] = layout
+    for layout in less:
+        if plan.limits.objection(proved, layout) is None:
+            expected[layout] = "spare"
+
+    def values(layout: Layout) -> tuple[str, str, str]:
+        assert plan.evidence is not None
         found = plan.evidence.recall(layout, rows=plan.rows)
         costs = estimate(plan.space, layout, rows=plan.rows, limits=plan.limits)
         assert found is not None
-        gid = "chosen" if number == 1 else f"candidate-{number}"
-        expected[gid] = (f"{found.mean:.6f}", str(costs.table_bytes + costs.index_bytes))
-    assert len(expected) > 5
+        return expected[layout], f"{found.mean:.6f}", str(costs.table_bytes + costs.index_bytes)
+
+    assert Counter(expected.values()).keys() == {"chosen", "refused", "spare"}
     for width in ("wide", "narrow"):
+        drawn = marks(PAGES["many"](), width)
         shown = {
-            one["id"].removeprefix(f"bytes-{width}-"): (one["data-recall"], one["data-bytes"])
-            for one in marks(PAGES["many"](), width)
+            one["id"].removeprefix(f"bytes-{width}-"): (
+                one["data-state"],
+                one["data-recall"],
+                one["data-bytes"],
+            )
+            for one in drawn
         }
-        assert shown == expected
+        assert len(shown) == len(drawn)
+        assert sorted(shown.values()) == sorted(map(values, expected))
+        # the number beside a mark is that of the table
+        for gid, layout in numbers.items():
+            assert shown[gid] == values(layout)
+
+
+@pytest.mark.parametrize("name", ["many", "missed", "given queries", "exact", "crowded"])
+def test_the_chosen_comes_first_then_the_refused_then_what_is_preferred_less(name: str) -> None:
+    page = PAGES[name]()
+    rows = re.findall(r'<tr id="candidate-(\d+)".*?<td class="verdict">(.*?)</td></tr>', page)
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    verdicts = [re.sub(r"<small>.*|<.*?>", "", verdict) for _, verdict in rows]
+    assert verdicts[0] == "chosen"
+    assert set(verdicts[1:]) <= {"refused", "not possible here", "preferred less"}
+    less = verdicts.count("preferred less")
+    assert less > 0
+    assert verdicts[-less:] == ["preferred less"] * less
+    assert f"{less:,} more are preferred less than the chosen one" in Parts(page).text
+    # only what was refused would have been preferred
+    refused = len(rows) - 1 - less
+    assert refused == 0 or f"{refused:,} layouts would have been preferred" in Parts(page).text
+    # a few are shown at once, many are folded away
+    assert ('<details id="spare" open>' in page) == (less <= 8)
+
+
+def test_the_legend_names_every_family_and_every_state_that_is_drawn() -> None:
+    for name in ("many", "exact", "crowded", "given queries"):
+        for width in ("wide", "narrow"):
+            page = PAGES[name]()
+            drawn = marks(page, width)
+            states = {"chosen": "chosen", "refused": "refused", "spare": "preferred less"}
+            expected = {states[one["data-state"]] for one in drawn} | {one["data-family"] for one in drawn}
+            legend = re.search(rf'<g id="bytes-{width}-legend_1">.*?</svg>', page, re.DOTALL)
+            assert legend is not None
+            words = re.findall(r"<text[^>]*>([^<]+)</text>", legend[0])
+            assert sorted(words) == sorted(expected)
+
+
+def test_what_is_preferred_less_looks_other_than_what_was_refused_without_colour() -> None:
+    page = PAGES["many"]()
+    fills: dict[str, set[str]] = {}
+    for one in marks(page):
+        drawn = page[page.index(f'id="{one["id"]}"') :]
+        style = re.search(r'<use [^>]*style="([^"]*)"', drawn)
+        assert style is not None
+        fill = re.search(r"fill: ([^;\"]*)", style[1])
+        assert fill is not None
+        fills.setdefault(one["data-state"], set()).add(fill[1])
+    assert fills["refused"] == {"var(--ground)"}
+    assert "var(--ground)" not in fills["spare"]
 
 
 def test_a_plan_page_says_what_was_chosen_why_and_what_was_refused() -> None:
@@ -578,6 +653,8 @@ TEXTS = """() => [...document.querySelectorAll('figure svg')].filter(svg => svg.
     marks: [...svg.querySelectorAll('[data-recall]')].map(mark => ({
       ...box(mark.getBoundingClientRect()), id: mark.id,
       recall: +mark.dataset.recall, bytes: +mark.dataset.bytes})),
+    leader: [...svg.querySelectorAll('[id$=chosen-leader]')].map(one => box(one.getBoundingClientRect()))[0]
+      ?? null,
   };
 })"""
 
@@ -587,6 +664,13 @@ def overlap(one: Mapping[str, float], other: Mapping[str, float]) -> float:
     across = min(one["right"], other["right"]) - max(one["left"], other["left"])
     along = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
     return max(min(across, along), 0.0)
+
+
+def apart(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """How far two boxes are from each other, in pixels."""
+    beside = max(one["left"] - other["right"], other["left"] - one["right"], 0)
+    above = max(one["top"] - other["bottom"], other["top"] - one["bottom"], 0)
+    return math.hypot(beside, above)
 
 
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
@@ -617,7 +701,7 @@ def test_a_browser_shows_the_whole_page(
 
 
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
-@pytest.mark.parametrize("name", ["many", "missed", "given queries"])
+@pytest.mark.parametrize("name", ["many", "missed", "given queries", "exact", "crowded"])
 def test_the_chosen_layout_is_marked_and_named_where_it_belongs(
     browser: Browser, there: Callable[[str], Path], name: str, size: tuple[int, int]
 ) -> None:
@@ -633,19 +717,49 @@ def test_the_chosen_layout_is_marked_and_named_where_it_belongs(
 
     x, y = centre(chosen)
     for one in others:
-        # a fifth of a pixel for what is drawn in steps
+        # a fifth of a pixel for what is drawn in steps; and the middle of a star is not that of its box
         if one["bytes"] != chosen["bytes"]:
-            assert (centre(one)[0] > x - 0.2) == (one["bytes"] > chosen["bytes"])
+            assert (centre(one)[0] - x) * math.copysign(1, one["bytes"] - chosen["bytes"]) > -0.2
         if one["recall"] != chosen["recall"]:
-            assert (centre(one)[1] < y + 0.2) == (one["recall"] > chosen["recall"])
+            assert (y - centre(one)[1]) * math.copysign(1, one["recall"] - chosen["recall"]) > -2
         assert (one["right"] - one["left"]) < (chosen["right"] - chosen["left"])
     (label,) = chosen_label
     assert f"{chosen['recall']:.3f}" in label["words"]
-    beside = max(label["left"] - chosen["right"], chosen["left"] - label["right"], 0)
-    above = max(label["top"] - chosen["bottom"], chosen["top"] - label["bottom"], 0)
-    assert math.hypot(beside, above) < 20
+    if figure["leader"] is None:
+        assert apart(label, chosen) < 20
+    else:
+        # a line from the one to the other
+        assert apart(label, figure["leader"]) < 8
+        assert apart(chosen, figure["leader"]) < 8
     for one in others:
-        assert overlap(label, one) < 3, one["id"]
+        assert overlap(label, one) < 1, one["id"]
+
+
+def test_on_a_phone_candidates_are_folded_and_unfolded_and_none_is_cut_off(
+    browser: Browser, there: Callable[[str], Path]
+) -> None:
+    with showing(browser, there("many"), size=PHONE) as shown:
+        less = shown.page.locator("#spare tbody tr")
+        assert less.count() > 10
+        assert not less.first.is_visible()
+        shown.page.locator("#spare summary").click()
+        assert less.first.is_visible()
+        # each stands within its table and the window, and its words do not run into each other
+        cut = shown.page.evaluate(
+            """() => [...document.querySelectorAll('.candidates tbody tr')].filter(row =>
+              [...row.children].some(cell => cell.scrollWidth > cell.clientWidth + 1 ||
+                cell.getBoundingClientRect().right > innerWidth)).map(row => row.id)"""
+        )
+        assert cut == []
+        boxes = shown.page.evaluate(
+            """() => [...document.querySelectorAll('.candidates tbody tr')].map(row =>
+              [...row.children].map(cell => cell.getBoundingClientRect().toJSON()))"""
+        )
+        assert len(boxes) > less.count()
+        for row in boxes:
+            for number, cell in enumerate(row):
+                for other in row[:number]:
+                    assert overlap(cell, other) == 0
 
 
 # every element that has words of its own: its colour, and the colours behind it
@@ -698,6 +812,7 @@ def test_a_printed_page_has_everything_on_white_and_no_figure_is_split(
 ) -> None:
     paper = tmp_path / "paper.pdf"
     with showing(browser, there(name), scheme="dark" if scheme == "dark" else "light") as shown:
+        folded = shown.page.locator("#spare th[scope=row]").all_text_contents()
         headings = [one.strip() for one in shown.page.locator("h1, h2").all_inner_texts()]
         drawn = [
             (one.locator("h3").inner_text(), one.locator("figcaption").inner_text().split(".")[0])
@@ -710,6 +825,8 @@ def test_a_printed_page_has_everything_on_white_and_no_figure_is_split(
     everything = " ".join(texts)
     for heading in headings:
         assert heading in everything
+    # what is folded away on the screen is not on paper
+    assert everything.count("preferred less") >= len(folded)
     assert len(drawn) == DRAWN.get(name, 0)
     for title, caption in drawn:
         # the axes lie between them

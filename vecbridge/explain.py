@@ -202,7 +202,7 @@ def representations(evidence: Evidence) -> Iterator[tuple[str, list[float]]]:
     """
     for one in evidence.curves:
         if one.shorten is None:
-            yield _CODES[one.element], _shown(one)
+            yield _CODES[one.element], _shown(one, evidence.rows)
     for method in ("truncate", "pca"):
         sizes = evidence.sizes(method)
         step = -(-len(sizes) // _SIZES)
@@ -210,11 +210,12 @@ def representations(evidence: Evidence) -> Iterator[tuple[str, list[float]]]:
             shorten = Shorten("truncate", size) if method == "truncate" else evidence.projection(size)
             curve = evidence.curve("float16", shorten)
             if shorten is not None and curve is not None:
-                yield _shortened(shorten), _shown(curve)
+                yield _shortened(shorten), _shown(curve, evidence.rows)
 
 
-def _shown(curve: Curve) -> list[float]:
-    return [curve.found[oversample - 1].mean for oversample in SHOWN]
+def _shown(curve: Curve, rows: int) -> list[float]:
+    """Recall among so many rows; a projection was measured among those that had no part in its fit."""
+    return [curve.at(oversample, curve.doublings(rows)).mean for oversample in SHOWN]
 
 
 def _table(evidence: Evidence) -> Iterator[str]:

@@ -83,7 +83,7 @@ def measure(
     Queries are never part of a fit.
 
     Memory beyond the sample: a copy of the rows that are taken, 5 matrices of queries × rows, and 5 squares
-    of the smaller of rows and dimensions: 0.5 GB for 10,000 rows of 3,584 dimensions.
+    of the smaller of rows and dimensions. Measured: 0.5 GB for 10,000 rows of 3,584 dimensions.
 
     Raises InputError, naming the row, for what cannot be measured.
     """

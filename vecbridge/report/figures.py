@@ -115,7 +115,7 @@ def _mark(family: str, state: str, colour: Colour | None = None) -> Line2D:
     if state == "chosen":
         mark.set(marker="*", markersize=22, markerfacecolor=ink, markeredgecolor=ground, markeredgewidth=1.0)
     elif state == "spare":
-        mark.set(markersize=0.72 * size, markerfacecolor=ink, markeredgecolor=ground, markeredgewidth=0.7)
+        mark.set(markersize=0.82 * size, markerfacecolor=ink, markeredgecolor=ground, markeredgewidth=0.6)
     return mark
 
 

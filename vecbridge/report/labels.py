@@ -53,9 +53,7 @@ def _around(point: tuple[float, float], half: float) -> Bbox:
     return Bbox.from_bounds(point[0] - half, point[1] - half, 2 * half, 2 * half)
 
 
-def _groups(
-    points: Sequence[tuple[float, float]], known: Sequence[tuple[int, Candidate]]
-) -> list[list[int]]:
+def _groups(points: Sequence[tuple[float, float]], known: Sequence[tuple[int, Candidate]]) -> list[list[int]]:
     """The marks around each first one; a chosen one stays alone."""
     groups: list[list[int]] = []
     for place, point in enumerate(points):
@@ -74,7 +72,10 @@ def _groups(
 
 @dataclass(frozen=True, slots=True)
 class _Surroundings:
-    """What words shall stay within, and what they shall not hide. `texts` grows as words are written."""
+    """What words shall stay within, and what they shall not hide.
+
+    `texts` grows as words are written, and with the lines that lead to them.
+    """
 
     frame: BboxBase
     marks: list[Bbox]
@@ -153,6 +154,7 @@ def _label(
     _put(text, best)
     surroundings.texts.append(best.box(point, size.width, size.height))
     if best.far:
+        surroundings.texts += (_around(step, 1) for step in _steps(best, point))
         leader = axes.annotate(
             "", at, xytext=(best.x, best.y), textcoords="offset points", annotation_clip=False, zorder=3.5,
             arrowprops={
@@ -181,12 +183,13 @@ def _cost(spot: _Spot, box: Bbox, point: tuple[float, float], around: _Surroundi
         max(frame.x0 - box.x0, 0) + max(box.x1 - frame.x1, 0)
         + max(frame.y0 - box.y0, 0) + max(box.y1 - frame.y1, 0)
     )  # fmt: skip
-    words = box.padded(2)
+    # numbers side by side would read as one
+    words = box.padded(5, 2)
     hidden = sum(bool(words.overlaps(other)) for other in (*around.marks, *around.texts))
     crossed = 0
     if spot.far:
-        # the line passes under marks, and through words
-        steps = [(point[0] + spot.x * share, point[1] + spot.y * share) for share in (0.5, 0.65, 0.8, 0.95)]
+        # the line passes under marks, but never through words
+        steps = _steps(spot, point)
         crossed = sum(one.contains(*step) for one in around.marks for step in steps)
         hidden += any(one.contains(*step) for one in around.texts for step in steps)
     bars = sum(bool(words.overlaps(bar)) for bar in around.bars)
@@ -194,6 +197,11 @@ def _cost(spot: _Spot, box: Bbox, point: tuple[float, float], around: _Surroundi
         1000 * (outside > 0) + outside + _HIDES * hidden + 6 * crossed + 3 * bars
         + 0.2 * math.hypot(spot.x, spot.y)
     )  # fmt: skip
+
+
+def _steps(spot: _Spot, point: tuple[float, float]) -> list[tuple[float, float]]:
+    """Points on the line from a mark to its words, without those on the mark itself."""
+    return [(point[0] + spot.x * step / 20, point[1] + spot.y * step / 20) for step in range(10, 20)]
 
 
 def _put(text: Annotation, spot: _Spot) -> None:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A candidate as the last table shows it; `number` is beside its mark in the figure."""
+    """A candidate as the last tables show it; `number` is beside its mark in the figure."""
 
     number: int
     words: str
     disk: str
     recall: Recall | None
-    state: str
+    verdict: str
     reason: str
 
 
@@ -35,6 +35,17 @@ def plan_page(plan: Plan) -> str:
     """The plan as one self-contained HTML page; with evidence, with figures of what was measured."""
     evidence, dim = plan.evidence, plan.space.dim
     found = values.considered(plan)
+    lines = [
+        _Line(
+            number,
+            describe(one.layout, dim),
+            "—" if one.bytes is None else human(one.bytes),
+            one.recall,
+            _VERDICTS[one.state],
+            one.reason,
+        )
+        for number, one in enumerate(found, 1)
+    ]
     drawn = (
         figures.bytes_and_recall(plan, found),
         figures.dimension_and_recall(plan),
@@ -63,30 +74,24 @@ def plan_page(plan: Plan) -> str:
             "others": [
                 {"place": one.place, "best": best(one, dim), "reasons": one.reasons} for one in plan.others
             ],
-            "verdicts": _VERDICTS,
             "refused": list(grouped(plan.refused)),
             "refused_note": _refused_note(found),
-            "considered": [
-                _Line(
-                    number,
-                    describe(one.layout, dim),
-                    "—" if one.bytes is None else human(one.bytes),
-                    one.recall,
-                    one.state,
-                    one.reason,
-                )
-                for number, one in enumerate(found, 1)
-            ],
+            "considered": [one for one in lines if one.verdict != _VERDICTS["spare"]],
+            "spare": [one for one in lines if one.verdict == _VERDICTS["spare"]],
+            "few": _FEW,
             "how": [] if evidence is None else list(_how(evidence)),
         },
     )
 
 
 _VERDICTS = {
+    "chosen": "chosen",
     "refused": "refused",
     "impossible": "not possible here",
     "spare": "preferred less",
 }
+# more candidates that are preferred less than these are folded away
+_FEW = 8
 
 
 def _tiles(plan: Plan) -> Iterator[Fact]:
