@@ -218,3 +218,25 @@ def test_it_says_what_it_found_and_what_to_do(words: Texts) -> None:
     assert f"{bad.fitted:.1%} when it was fitted; {bad.below:.0%} (" in str(bad)
     assert str(bad).endswith("5% are expected: they no longer fit; refit: collection.replan()")
     assert str(good).endswith("5% are expected: they fit")
+
+
+@pytest.mark.parametrize("where", ["door", "index"])
+def test_a_collection_says_whether_new_vectors_fit_its_projection(
+    words: Texts, tmp_path: Path, where: str
+) -> None:
+    short = Shorten("pca", SHORT)
+    layout = Layout(shorten=short)
+    url = f"flat:{tmp_path}"
+    if where == "index":
+        layout, url = (
+            Layout(index=Index("hnsw", shorten=short, ef_search=100), oversample=4),
+            f"qdrant:{tmp_path}",
+        )
+    with vecbridge.connect(url) as store:
+        papers = store.create("papers", dim=DIM, layout=layout, sample=words.english[:FITTED])
+        like, unlike = papers.drift(words.english[FITTED:]), papers.drift(words.foreign)
+        assert like is not None
+        assert not like.drifted
+        assert unlike is not None
+        assert unlike.drifted
+        assert store.create("whole", dim=DIM, layout=Layout()).drift(words.english) is None

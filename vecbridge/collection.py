@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike
 
 from . import checks, conform, evaluate, planner, replanning, tuning
 from .backends import Backend, Table
+from .drift import Drift, drift
 from .errors import InputError, LayoutChanged, PlanError, RecallMissed
 from .limits import Limits
 from .manifest import Manifest
 from .planner import Plan, Wishes
-from .reduction import Reduction, fit
 from .speeds import Speeds
 from .tuning import Step, Tuning
 from .types import Batch, Hit, IndexState, Layout, Metadata, Progress, Sizes, Space
@@ -311,6 +311,18 @@ class Collection:
             raise InputError(f"expected a sample of 1 or more records, got {sample}")
         return None
 
+    def drift(self, vectors: ArrayLike) -> Drift | None:
+        """How well vectors fit the collection's PCA, at the door or in its index; None where it has none.
+
+        `vectors`: float (n, dim), as the model returns them, some hundred or more. `evaluate` looks at stored
+        vectors by itself where the PCA is in the index; of those that were shortened at the door, what is
+        stored says nothing.
+        """
+        matrix = checks.vectors(vectors, space=self.space)
+        at_door = self.manifest.reduction is not None
+        stored = matrix if at_door else conform.stored(self.manifest, matrix, "vectors")
+        return drift(self.manifest, stored, door=at_door)
+
     def tune(
         self,
         *,
@@ -356,7 +368,7 @@ class Collection:
 
     def _better(self, target: float, k: int, seed: int) -> str:
         """What `replan` would make of a collection whose layout does not find enough, in a sentence."""
-        if not self._whole:
+        if not self.manifest.whole:
             return "what was cut off at the door is gone: only loading again can bring it back"
         try:
             plan = self.proposal(recall=target, k=k, seed=seed)
@@ -411,7 +423,7 @@ class Collection:
         stored vectors, chosen by `seed`, if there are 500 or more. Raises PlanError; InputError where whole
         vectors are not stored.
         """
-        if not self._whole:
+        if not self.manifest.whole:
             raise InputError(
                 f"the vectors of {self.name} were shortened or halved when they were stored: the rest is "
                 f"gone, and only loading again can bring it back; an index alone can be changed by "
@@ -468,34 +480,14 @@ class Collection:
                 )
             layout, space, rows = plan.layout, replace(space, nested=plan.space.nested), plan.rows
             target = target if plan.target is None else plan.target
-        if not self._whole and (layout.shorten, layout.element) != (self.layout.shorten, self.layout.element):
-            raise InputError(
-                f"expected a layout that stores the vectors of {self.name} as they are stored now "
-                f"({self.layout.element}, {old.stored_dim:,} dimensions): the rest of them is gone"
-            )
         if reason := self._place.limits.objection(space, layout):
             raise PlanError(f"this layout cannot be made on {self.url}: {reason}")
-        stored = self._now(lambda table: table.sample(sample, seed=seed)).vectors
-        if self._whole:
-            reduction, inner = fitted(space, layout, stored, seed=seed)
-        else:
-            # what was cut at the door stays cut; an index on it can be fitted anew
-            short = replace(space, dim=old.stored_dim)
-            reduction, inner = (
-                old.reduction,
-                fitted(short, replace(layout, shorten=None), stored, seed=seed)[1],
-            )
-        manifest = replace(
-            old,
-            space=space,
-            layout=layout,
-            rows=rows,
-            reduction=reduction,
-            index_reduction=inner,
-            recall=target,
-            tuned=None,
-            generation=old.generation + 1,
-        )
+        shortened = (layout.shorten, layout.index.shorten if layout.index else None)
+        stored = None
+        if any(one is not None and one.method == "pca" for one in shortened):
+            stored = self._now(lambda table: table.sample(sample, seed=seed)).vectors
+        wanted = replace(old, space=space, layout=layout, rows=rows, recall=target)
+        manifest = replanning.anew(old, wanted, sample=stored, seed=seed)
         self._table = self._now(
             lambda table: self._place.ask(
                 lambda backend: replanning.replan(backend, table, manifest, progress=progress)
@@ -504,36 +496,9 @@ class Collection:
         self.plan = plan
         self.build_index(progress=progress)
 
-    @property
-    def _whole(self) -> bool:
-        """Whether whole vectors are stored, in full precision."""
-        return self.layout.shorten is None and self.layout.element == "float32"
-
     def close(self) -> None:
         """Give back what this collection holds open; the store stays open."""
         self._table.close()
-
-
-def fitted(
-    space: Space, layout: Layout, sample: Floats | None, *, seed: int = 0
-) -> tuple[Reduction | None, Reduction | None]:
-    """What a layout shortens vectors by, at the door and for its index, fitted on `sample` where it is a PCA.
-
-    The prefix that an index is on needs no Reduction: the store cuts it off by itself. Raises InputError.
-    """
-    door, inner = None, None
-    if layout.shorten is not None:
-        door = fit(layout.shorten, source=space.dim, metric=space.metric, sample=sample, seed=seed)
-    if layout.index and layout.index.shorten and layout.index.shorten.method == "pca":
-        stored = sample if sample is None or door is None else door.apply(sample)
-        inner = fit(
-            layout.index.shorten,
-            source=layout.stored_dim(space.dim),
-            metric=space.metric,
-            sample=stored,
-            seed=seed,
-        )
-    return door, inner
 
 
 def _asked(table: Table, queries: Floats | None) -> Floats | None:

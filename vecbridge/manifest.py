@@ -122,6 +122,11 @@ class Manifest:
         """Components of a stored vector."""
         return self.layout.stored_dim(self.space.dim)
 
+    @property
+    def whole(self) -> bool:
+        """Whether whole vectors are stored, in full precision."""
+        return self.layout.shorten is None and self.layout.element == "float32"
+
     def projected(self, vectors: Floats) -> Floats | None:
         """Stored vectors (n, stored dim) as an index on a projection compares them; None for others."""
         return None if self.index_reduction is None else self.index_reduction.apply(vectors)

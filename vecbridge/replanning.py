@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from . import conform
 from .backends import Backend, Table
@@ -13,12 +14,42 @@ from .errors import InputError, StoreError, VecbridgeError
 from .manifest import Manifest
 from .types import Batch, Progress
 
+if TYPE_CHECKING:
+    from .types import Floats
+
 _log = logging.getLogger("vecbridge")
 
 _FEW = 64  # records of the first batch, as nobody knows yet how large they are
 _MANY = 4_000  # records of one batch, at most
 _BYTES = 32 * 2**20  # of vectors and texts in one batch
 _COMPARED = 200  # records that are compared in full before the switch
+
+
+def anew(old: Manifest, wanted: Manifest, *, sample: Floats | None, seed: int = 0) -> Manifest:
+    """The manifest of the next generation: `wanted`, with a PCA fitted on `sample`, stored vectors.
+
+    Raises InputError where it needs what is not stored any more.
+    """
+    layout = wanted.layout
+    if old.whole:
+        reduction, inner = conform.fitted(wanted.space, layout, sample, seed=seed)
+    elif (layout.shorten, layout.element) == (old.layout.shorten, old.layout.element):
+        # what was cut at the door stays cut; an index on it can be fitted anew
+        short = replace(wanted.space, dim=old.stored_dim)
+        inner = conform.fitted(short, replace(layout, shorten=None), sample, seed=seed)[1]
+        reduction = old.reduction
+    else:
+        raise InputError(
+            f"expected a layout that stores the vectors of {old.name} as they are stored now "
+            f"({old.layout.element}, {old.stored_dim:,} dimensions): the rest of them is gone"
+        )
+    return replace(
+        wanted,
+        reduction=reduction,
+        index_reduction=inner,
+        tuned=None,
+        generation=old.generation + 1,
+    )
 
 
 def replan(backend: Backend, table: Table, manifest: Manifest, *, progress: Progress | None = None) -> Table:

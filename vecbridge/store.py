@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from numpy.typing import ArrayLike
 
-from . import backends, calibrations, checks, planner
+from . import backends, calibrations, checks, conform, planner
 from .backends import Backend, Table
-from .collection import Collection, fitted
+from .collection import Collection
 from .errors import (
     Busy,
     CollectionExists,
@@ -315,7 +315,7 @@ class Store:
             rows = whole_number(rows, "rows", 0)
             place = self._able(space, layout, nodes)
         rows_of = None if sample is None else checks.vectors(sample, space=space, what="the sample")
-        reduction, inner = fitted(space, layout, rows_of, seed=seed)
+        reduction, inner = conform.fitted(space, layout, rows_of, seed=seed)
         manifest = Manifest(
             name, space, layout, rows, reduction, inner, filterable=fields, chunking=chunking, recall=target
         )

@@ -15,9 +15,10 @@ from ..explain import human
 from .drawing import COLOURS
 from .values import Candidate
 
-# half of a mark's width in pixels, and the room around it that stays clear of words
+# half of a mark's width in pixels
 _HALF = {"chosen": 11.0, "refused": 6.0, "spare": 4.0}
-_CLEAR = 3.0
+# the room around words that stays clear, across and along: numbers side by side would read as one
+_CLEAR = 5.0, 2.0
 # marks this close to each other share one label
 _SAME = 8.0
 # how far away words may stand, with a line that leads to their mark
@@ -101,11 +102,9 @@ class _Spot:
 
 def _spots(half: float, far: float) -> Iterator[_Spot]:
     """Places around a mark: at once beside it, then in wider and wider rings; the best first."""
-    near, corner = half + _CLEAR, half * 0.8 + _CLEAR
-    for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-        yield _spot(near * x, near * y, far=False)
-    for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
-        yield _spot(corner * x, corner * y, far=False)
+    across, along = (half + room + 1 for room in _CLEAR)
+    for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 1), (0.8, -1), (-0.8, 1), (-0.8, -1)):
+        yield _spot(across * x, along * y, far=False)
     radius = half + 14
     while radius <= far:
         for step in range(_DIRECTIONS):
@@ -154,7 +153,7 @@ def _label(
     _put(text, best)
     surroundings.texts.append(best.box(point, size.width, size.height))
     if best.far:
-        surroundings.texts += (_around(step, 1) for step in _steps(best, point))
+        surroundings.texts.extend(_around(step, 1) for step in _steps(best, point))
         leader = axes.annotate(
             "", at, xytext=(best.x, best.y), textcoords="offset points", annotation_clip=False, zorder=3.5,
             arrowprops={
@@ -183,8 +182,7 @@ def _cost(spot: _Spot, box: Bbox, point: tuple[float, float], around: _Surroundi
         max(frame.x0 - box.x0, 0) + max(box.x1 - frame.x1, 0)
         + max(frame.y0 - box.y0, 0) + max(box.y1 - frame.y1, 0)
     )  # fmt: skip
-    # numbers side by side would read as one
-    words = box.padded(5, 2)
+    words = box.padded(*_CLEAR)
     hidden = sum(bool(words.overlaps(other)) for other in (*around.marks, *around.texts))
     crossed = 0
     if spot.far:
