@@ -71,7 +71,7 @@ def test_who_has_it_open_goes_on_with_the_new_layout(store: Store, vectors: Floa
         lambda one: one.upsert(iter(["new"]), np.array(vectors[:1]), metadata=iter([{"n": -1}])) == 1,
         lambda one: one.delete(["new"]) == 1,
         lambda one: one.evaluate(sample=5).recall > 0.5,
-        lambda one: one.index_state(),
+        lambda one: one.sizes().table > 0,
     ]
     for other, use in zip(others, uses, strict=True):
         assert other.manifest.generation == 0
