@@ -60,6 +60,11 @@ def about_recall(
     space: Space, layout: Layout, rows: int, target: float | None, evidence: Evidence | None
 ) -> Iterator[str]:
     """How far the recall of a chosen layout is known."""
+    if target is not None and layout.shorten is not None:
+        yield (
+            "what shortening at the door loses is no part of any recall that is measured later: there is "
+            "nothing left to compare with"
+        )
     if evidence is None:
         if target is not None and layout.index is not None:
             yield (
