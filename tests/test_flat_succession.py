@@ -136,12 +136,13 @@ while True:
         papers = backend.open("papers")
     try:
         hits = papers.search(np.zeros((1, 16), np.float32), None, k=rows, where=None, exact=False)[0]
+        # between opening and counting, too
+        assert connect(sys.argv[1]).open("papers").count() == rows
     except LayoutChanged:
         papers.close()
         papers = backend.open("papers")
         continue
     assert [hit.id for hit in hits] == [f"r{i:04}" for i in range(rows)], len(hits)
-    assert connect(sys.argv[1]).open("papers").count() == rows
     if papers.manifest.generation not in met:
         met.append(papers.manifest.generation)
         if len(met) == 1:
