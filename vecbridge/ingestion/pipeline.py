@@ -262,9 +262,7 @@ def ingest(
                 if wanted is None:
                     plan = place.plan(dim, rows=planned, **meaning, **budgets)
                     wanted = plan.layout
-                    measured = (
-                        target_recall is not None and not _exact(wanted) and work.total >= WORTHWHILE
-                    )
+                    measured = target_recall is not None and not _exact(wanted) and work.total >= WORTHWHILE
                 sample = load.sample(wanted, dim, measured=measured)
                 if measured:
                     plan = place.plan(
