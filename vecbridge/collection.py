@@ -285,7 +285,8 @@ class Collection:
     ) -> evaluate.Report:
         """Recall against exact search, latency, and whether the index is used.
 
-        `queries`: float (m, dim); without them, `sample` stored records, each left out of its own results.
+        `queries`: float (m, dim); without them, `sample` stored records, each left out of its own results,
+        and as many blends of them where the index walks a graph: the recall is that of whichever find less.
         `where`: measure searches with this filter; the report says what share of the records match.
         Exact search of a large collection takes its time: after `seconds`, no further query is asked, and the
         report counts those that were.
@@ -337,11 +338,11 @@ class Collection:
         """The smallest search width that finds enough, kept with the collection for every later search.
 
         `recall`: the recall@k that is wanted; that which was asked for when the collection was made, if not
-        given. `queries`: float (m, dim); without them, `sample` stored records, each left out of its own
-        results. One half of them chooses, the other confirms: see `vecbridge.tuning`. Where nothing meets the
-        target, the width that finds most is kept, and `advice` says what would meet it.
-        Others who have the collection open search as before until they open it again.
-        Raises InputError where there is nothing to tune by, IndexFailure where the index is not in use.
+        given. `queries`: float (m, dim); without them, what `evaluate` asks. One half of them chooses, the
+        other confirms: see `vecbridge.tuning`. Where nothing meets the target, the width that finds most is
+        kept, and `advice` says what would meet it. Others who have the collection open search as before until
+        they open it again. Raises InputError where there is nothing to tune by, IndexFailure where the index
+        is not in use.
         """
         target = self.manifest.recall if recall is None else planner.share(recall)
         if target is None:

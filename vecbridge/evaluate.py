@@ -19,9 +19,10 @@ from .types import Hit, IndexState
 
 if TYPE_CHECKING:
     from .filters import Filter
-    from .types import Floats
+    from .types import Floats, Metric
 
 _WARM_UP = 3
+_BLENDED = 5
 # stored vectors that are compared with the fit of a projection: with a tenth of them drift is often missed
 _PROJECTED = 1_000
 # beyond this many times the rows that a search width was tuned for, it is tuned again
@@ -114,15 +115,17 @@ class Report:
 class Queries:
     """What a collection is asked, one query after the other: float32 `vectors` (n, stored dim), for k hits.
 
-    `short`: their projections (n, index dim) where the index holds projections. `own`: the ids of the stored
-    records that serve as queries, each left out of its own results; None where queries were given.
+    `short`: their projections (n, index dim) where the index holds projections. `own`: for each the id of the
+    stored record that it is, to be left out of its own results; None where it is none. `blended`: which of
+    them are blends of stored records.
     """
 
     k: int
     where: Filter | None
     vectors: Floats
     short: Floats | None
-    own: Sequence[str] | None
+    own: Sequence[str | None]
+    blended: Sequence[bool]
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -130,7 +133,7 @@ class Queries:
     @property
     def asked(self) -> int:
         """How many hits a search is asked for: the query's own record may be one of them."""
-        return self.k if self.own is None else self.k + 1
+        return self.k if all(own is None for own in self.own) else self.k + 1
 
     def rows(self, rows: Sequence[int]) -> Queries:
         """Some of the queries, in this order."""
@@ -139,7 +142,8 @@ class Queries:
             self.where,
             self.vectors[rows],
             None if self.short is None else self.short[rows],
-            None if self.own is None else [self.own[row] for row in rows],
+            [self.own[row] for row in rows],
+            [self.blended[row] for row in rows],
         )
 
 
@@ -173,10 +177,11 @@ class Truth:
 class Measured:
     """One search width on some queries: the share found by each that has anything to find, and latencies.
 
-    `short`: queries that returned fewer hits than exact search.
+    `groups`: these shares by kind of query, blends of stored records after all others; a kind without any is
+    not there. `short`: queries that returned fewer hits than exact search.
     """
 
-    shares: tuple[float, ...]
+    groups: tuple[tuple[float, ...], ...]
     times_ms: tuple[float, ...]
     short: int
 
@@ -184,6 +189,10 @@ class Measured:
     def asked(self) -> int:
         """How many queries were asked."""
         return len(self.times_ms)
+
+    def recall(self, k: int) -> Recall:
+        """The recall@k of the kind of query that finds less."""
+        return min((mean_recall(shares, k) for shares in self.groups or ((),)), key=lambda one: one.mean)
 
 
 def evaluate(
@@ -198,8 +207,9 @@ def evaluate(
 ) -> Report:
     """A Report on `table`; `queries` float32 (m, stored dim), or None to take `sample` stored records.
 
-    Stored records serve as queries whether or not they match `where`. After `seconds` no further query is
-    asked. Raises FilterError.
+    Then `sample` blends of stored records are asked as well where a graph is walked, and what is reported is
+    the recall of the kind that finds less; see `ask`. Stored records serve as queries whether or not they
+    match `where`. After `seconds` no further query is asked. Raises FilterError.
     """
     condition = checks.where_filter(where)
     end = math.inf if seconds is None else perf_counter() + seconds
@@ -208,7 +218,7 @@ def evaluate(
     spare = _warm(table, asked, end)
     exact = truth(table, asked, end=end, spare=spare)
     found = measure(table, exact)
-    recall = mean_recall(found.shares, k)
+    recall = found.recall(k)
     rows = table.count()
     matching = rows if condition is None else table.count(condition)
     return Report(
@@ -240,14 +250,48 @@ def evaluate(
 def ask(
     table: Table, *, k: int, queries: Floats | None, where: Filter | None, sample: int, seed: int
 ) -> tuple[Queries, str]:
-    """What to ask `table`: the queries given, or `sample` stored records; and that in words."""
-    own: Sequence[str] | None = None
-    source = "given"
-    if queries is None:
-        batch = table.sample(sample, seed=seed)
-        queries, own = batch.vectors, batch.ids
-        source = f"stored records, each left out of its own results, seed {seed}"
-    return Queries(k, where, queries, table.manifest.projected(queries), own), source
+    """What to ask `table`: the queries given, or `sample` stored records; and that in words.
+
+    A stored record is a query like any other to codes and projections, but not to a graph, which has an edge
+    to it from each of its neighbours: on pgvector with ef_search 11, stored records found 0.98 to 0.99 of
+    their neighbours and vectors that were not stored 0.76 to 0.89. Blends of five found 0.73 to 0.75 there,
+    and at widths that found 0.94 to 0.99 for unknown vectors between 0.03 less and 0.02 more than these
+    (wordllama, hashed and LSA vectors; blends of three found up to 0.04 more, Gaussian vectors of the same
+    covariance 0.06 less). To codes and projections blends are easy, as they lie near their five. So both are
+    asked where a graph is walked, in turn.
+    """
+    manifest = table.manifest
+    if queries is not None:
+        asked = len(queries)
+        known = Queries(k, where, queries, manifest.projected(queries), [None] * asked, [False] * asked)
+        return known, "given"
+    batch = table.sample(sample, seed=seed)
+    vectors, own = batch.vectors, list[str | None](batch.ids)
+    source = "stored records, each left out of its own results"
+    index = manifest.layout.index
+    blended = [False] * len(own)
+    if index is not None and index.kind == "hnsw":
+        both = np.stack([vectors, _blends(vectors, manifest.space.metric, seed=seed)], axis=1)
+        vectors = both.reshape(-1, vectors.shape[1])
+        own = [one for name in own for one in (name, None)]
+        blended = [False, True] * len(batch)
+        source += ", and blends of five, whichever find less"
+    asked_of = Queries(k, where, vectors, manifest.projected(vectors), own, blended)
+    return asked_of, f"{source}, seed {seed}"
+
+
+def _blends(vectors: Floats, metric: Metric, *, seed: int) -> Floats:
+    """As many vectors, float32, each made of five of these (n, dim), as far from their mean as they are."""
+    one = vectors.astype(np.float64)
+    if metric == "cosine":
+        one /= np.maximum(np.linalg.norm(one, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    generator = np.random.default_rng(seed)
+    off = one - (one.mean(axis=0) if len(one) else 0.0)
+    mixed = sum(off[generator.permutation(len(off))] for _ in range(_BLENDED))
+    blend = one - off + mixed / math.sqrt(_BLENDED)
+    # opposite vectors may cancel each other out, and nothing is near no direction
+    blend = np.where(np.linalg.norm(blend, axis=1, keepdims=True) > 0, blend, one)
+    return np.asarray(blend, dtype=np.float32)
 
 
 def truth(
@@ -285,11 +329,12 @@ def measure(table: Table, truth: Truth, *, end: float = math.inf, fewest: int = 
     """
     if table.manifest.layout.index is None:
         # the search is the exact one
-        return Measured(tuple(1.0 for there in truth.there if there), truth.exact_ms, 0)
+        found = tuple(1.0 for there in truth.there if there)
+        return Measured((found,) if found else (), truth.exact_ms, 0)
     for row in range(min(_WARM_UP, len(truth))):
         if perf_counter() < end:
             _search(table, truth.queries, row, exact=False)
-    shares: list[float] = []
+    shares: tuple[list[float], list[float]] = ([], [])
     times: list[float] = []
     fewer = 0
     for row, (there, floor) in enumerate(zip(truth.there, truth.floors, strict=True)):
@@ -299,8 +344,9 @@ def measure(table: Table, truth: Truth, *, end: float = math.inf, fewest: int = 
         times.append(elapsed)
         fewer += len(hits) < there
         if there:
-            shares.append(min(1.0, sum(hit.score >= floor for hit in hits) / there))
-    return Measured(tuple(shares), tuple(times), fewer)
+            share = min(1.0, sum(hit.score >= floor for hit in hits) / there)
+            shares[truth.queries.blended[row]].append(share)
+    return Measured(tuple(tuple(some) for some in shares if some), tuple(times), fewer)
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
@@ -325,9 +371,10 @@ def _search(table: Table, queries: Queries, row: int, *, exact: bool) -> tuple[l
     # a query that lies across the projection has no neighbours in it: a collection compares all of them, too
     exact = exact or (part is not None and not part.any())
     start = perf_counter()
-    hits = table.search(whole, part, k=queries.asked, where=queries.where, exact=exact)[0]
+    asked = queries.k + (queries.own[row] is not None)
+    hits = table.search(whole, part, k=asked, where=queries.where, exact=exact)[0]
     elapsed = (perf_counter() - start) * 1e3
-    own = None if queries.own is None else queries.own[row]
+    own = queries.own[row]
     return [hit for hit in hits if hit.id != own][: queries.k], elapsed
 
 

@@ -78,7 +78,7 @@ class Tuned:
 
     `target`: the recall@k that was asked for. `recall`: what was measured on the half of the queries that
     had no part in the choice. `rows`: records at that time. `held_out`: the queries were stored records, each
-    left out of its own results; else they were given. `seed` chose and halved them.
+    left out of its own results, or blends of such; else they were given. `seed` chose and halved them.
     """
 
     target: float

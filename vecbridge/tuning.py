@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import stdev
+from statistics import fmean, stdev
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from .backends import Table
 from .errors import IndexFailure, InputError
 from .limits import Limits
 from .manifest import Tuned
-from .recall import Recall, mean_recall
+from .recall import Recall
 from .types import Layout
 from .widths import Grid
 
@@ -105,15 +105,16 @@ def tune(
 ) -> Tuning:
     """Find the search width that meets `recall`, keep it with the collection, and say what was found.
 
-    `queries`: float32 (m, stored dim), or None to take `sample` stored records, each left out of its own
-    results. `seed` halves them. On the first half the narrowest width is looked for that meets the target by
-    one standard error, or else by its mean; where oversampling and the walk can be traded for each other, the
-    pair of the least median latency wins: which of several sufficient pairs that is may change from run to
-    run, all else depends on content and seed. The other half has no part in that. It confirms the choice; if
-    it finds too little, a wider one is confirmed, one step on, then two, then four, and last the widest. The
-    more were tried, the less is the last one an independent judgement. What is kept where none meets the
-    target is the width that found most, and `Tuned.met` is false. Where the narrowest walk finds exactly what
-    the widest finds, the walk stays as it was.
+    `queries`: float32 (m, stored dim), or None to take `sample` stored records, and as many blends of them
+    where a graph is walked; both kinds have to find enough (see `evaluate.ask`). `seed` halves them. On the
+    first half the narrowest width is looked for that meets the target by one standard error, or else by its
+    mean; where oversampling and the walk can be traded for each other, the pair of the least median latency
+    wins: which of several sufficient pairs that is may change from run to run, all else depends on content
+    and seed. The other half has no part in that. It confirms the choice; if it finds too little, a wider one
+    is confirmed, one step on, then two, then four, and last the widest. The more were tried, the less is the
+    last one an independent judgement. What is kept where none meets the target is the width that found most,
+    and `Tuned.met` is false. Where the narrowest walk finds exactly what the widest finds, the walk stays as
+    it was.
 
     Without an index there is nothing to tune, and the target is met by definition. The recall of vectors
     shortened at the door is measured against the shortened ones.
@@ -134,10 +135,9 @@ def tune(
     manifest, asked, grid = table.manifest, bench.queries, bench.grid
     before = manifest.layout
     tell = _Told(progress, len(asked), grid)
-    order = np.random.default_rng(seed).permutation(len(asked)).tolist()
     exact = evaluate.truth(
         table,
-        asked.rows(order),
+        asked.rows(_order(asked, seed)),
         end=_share(started, seconds, _EXACT),
         fewest=2 * _FEWEST,
         heard=lambda done: tell.more(1),
@@ -156,7 +156,7 @@ def tune(
         )
     exact_p50, exact_p95 = (evaluate.percentile(exact.exact_ms, percent) for percent in (50, 95))
     steps: list[Step] = []
-    tried: list[Step] = []
+    tried: list[tuple[Step, int]] = []
     after = Step(before, Recall(1.0, 1.0, 1.0, len(exact)), exact_p50, exact_p95, 0)
     if before.index is not None:
         trials = _Trials(table, choosing, _share(started, seconds, _CHOOSING), tell)
@@ -175,13 +175,13 @@ def tune(
             )
         end = _share(started, seconds, 1.0)
         tried = _confirm(table, confirming, chosen or before, grid if enough else (), recall, end, tell)
-        after = max(tried, key=lambda step: step.recall.mean)
-        if after.recall.queries < len(confirming):
+        after, answered = max(tried, key=lambda one: one[0].recall.mean)
+        if answered < len(confirming):
             notes.append(
-                f"Time ran out when {after.recall.queries} of {len(confirming)} queries had confirmed it, so "
+                f"Time ran out when {answered} of {len(confirming)} queries had confirmed it, so "
                 f"that the recall is less certain than it could be; allow more than {seconds:g} s"
             )
-    tuned = Tuned(recall, k, after.recall, table.count(), asked.own is not None, seed)
+    tuned = Tuned(recall, k, after.recall, table.count(), queries is None, seed)
     table.keep(replace(table.manifest, layout=after.layout, recall=recall, tuned=tuned))
     tell.end()
     return Tuning(
@@ -233,6 +233,14 @@ def sweep(
     return tuple(steps)
 
 
+def _order(queries: evaluate.Queries, seed: int) -> list[int]:
+    """The queries in random order, but two of a kind after the other, so that halves get as many of each."""
+    order = np.random.default_rng(seed).permutation(len(queries))
+    blended = np.array(queries.blended, dtype=bool)[order]
+    nth = np.where(blended, blended.cumsum(), (~blended).cumsum()) - 1
+    return [int(row) for row in order[np.lexsort((blended, nth // 2))]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Bench:
     queries: evaluate.Queries
@@ -259,10 +267,11 @@ def _ready(table: Table, *, k: int, queries: Floats | None, sample: int, seed: i
             f"{f' ({state.detail})' if state.detail else ''}; `vecbridge doctor` may tell why"
         )
     asked, _ = evaluate.ask(table, k=k, queries=queries, where=None, sample=sample, seed=seed)
-    if len(asked) < 2:
+    single = len(asked) - sum(asked.blended)
+    if single < 2:
         raise InputError(
             f"expected 2 or more queries, of which one half chooses the search width and the other confirms "
-            f"it, got {len(asked)} (the collection holds {rows} record{'s' * (rows != 1)}); some hundred are "
+            f"it, got {single} (the collection holds {rows} record{'s' * (rows != 1)}); some hundred are "
             f"better"
         )
     return _Bench(asked, widths.grid(manifest.layout, asked=asked.asked, rows=rows, limits=limits))
@@ -271,7 +280,7 @@ def _ready(table: Table, *, k: int, queries: Floats | None, sample: int, seed: i
 def _step(layout: Layout, found: evaluate.Measured, k: int) -> Step:
     return Step(
         layout,
-        mean_recall(found.shares, k),
+        found.recall(k),
         evaluate.percentile(found.times_ms, 50),
         evaluate.percentile(found.times_ms, 95),
         found.short,
@@ -290,7 +299,7 @@ class _Trials:
         self._truth = truth
         self._end = end
         self._tell = tell
-        self._errors: list[float] = []
+        self._sure: list[float] = []
         self._known: dict[Layout, int] = {}
         self.steps: list[Step] = []
         self.stopped = False
@@ -304,8 +313,7 @@ class _Trials:
                 self.stopped = True
                 raise _TimeUp
             self._tell.more(found.asked)
-            shares = found.shares
-            self._errors.append(stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0)
+            self._sure.append(min((_sure(shares) for shares in found.groups), default=1.0))
             self._known[layout] = len(self.steps)
             self.steps.append(_step(layout, found, self._truth.queries.k))
         return self._known[layout]
@@ -315,8 +323,12 @@ class _Trials:
         return self.steps[self.step(layout)].recall.mean
 
     def sure(self, layout: Layout) -> float:
-        """The recall of a width, less its standard error."""
-        return self.mean(layout) - self._errors[self.step(layout)]
+        """The recall of a width, less its standard error; of the kind of query for which that is less."""
+        return self._sure[self.step(layout)]
+
+
+def _sure(shares: Sequence[float]) -> float:
+    return fmean(shares) - (stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0)
 
 
 def _choose(trials: _Trials, grid: Grid, target: float) -> tuple[Layout | None, bool]:
@@ -390,21 +402,25 @@ def _confirm(
     target: float,
     end: float,
     tell: _Told,
-) -> list[Step]:
-    """What was tried on the other half, ever wider until it met the target; without a grid, only `chosen`."""
-    tried: list[Step] = []
+) -> list[tuple[Step, int]]:
+    """What was tried on the other half, ever wider until it met the target, and on how many of its queries.
+
+    Without a grid, only `chosen`.
+    """
+    tried: list[tuple[Step, int]] = []
     layout = chosen
     while True:
         found = evaluate.measure(table.searched(layout), truth, end=end, fewest=_FEWEST)
         tell.more(found.asked)
-        tried.append(_step(layout, found, truth.queries.k))
-        if tried[-1].recall.mean >= target or len(tried) == _CONFIRMATIONS or perf_counter() >= end:
+        step = _step(layout, found, truth.queries.k)
+        tried.append((step, found.asked))
+        if step.recall.mean >= target or len(tried) == _CONFIRMATIONS or perf_counter() >= end:
             break
         last = len(tried) == _CONFIRMATIONS - 1
         # one step, two, four: what misses by much is not to end with the widest
         for _ in range(1 if last else 2 ** (len(tried) - 1)):
             layout = widths.wider(grid, layout, widest=last) or layout
-        if layout == tried[-1].layout:
+        if layout == step.layout:
             break
     return tried
 

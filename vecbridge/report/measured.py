@@ -149,7 +149,7 @@ def _tuning(manifest: Manifest) -> Iterator[str]:
         f"that had no part in the choice: {tuned.recall} with {tuned.recall.queries:,} queries among "
         f"{tuned.rows:,} records."
     )
-    source = "stored records, each left out of its own results" if tuned.held_out else "given"
+    source = "stored records and blends of them" if tuned.held_out else "given"
     yield f"Those queries were {source}; seed {tuned.seed} chose and halved them."
 
 
