@@ -187,13 +187,18 @@ def test_a_walk_is_as_wide_as_vectors_need_that_are_not_in_the_graph(store: Stor
 
 
 def test_no_narrower_width_that_was_measured_meets_the_target(store: Store) -> None:
-    found = tune(table_of(store, "graph"))
+    queries = spread(160, DIM, seed=19)
+    found = tune(table_of(store, "graph"), queries=queries)
     for step in found.steps:
         if widths.walk(step.layout) < widths.walk(found.after):
             assert step.recall.low < 0.95, step
     assert found.tuned.recall.mean >= 0.95
-    higher = tune(table_of(store, "graph"), recall=0.99)
+    higher = tune(table_of(store, "graph"), recall=0.99, queries=queries)
     assert widths.walk(higher.after) > widths.walk(found.after)
+    # unknown queries may need more than blends of known ones
+    guessed = tune(table_of(store, "graph"))
+    enough = [step.layout for step in guessed.steps if step.recall.mean >= 0.95]
+    assert widths.walk(guessed.after) >= 1.5 * min(map(widths.walk, enough))
 
 
 def test_lists_are_probed_as_far_as_needed(store: Store) -> None:
@@ -239,7 +244,8 @@ def test_the_same_seed_finds_the_same(store: Store) -> None:
             (step.layout, step.recall) for step in other.steps
         ]
     # latency decides between pairs, so that only what was sufficient is the same
-    one, other = (tune(table_of(store, "codes"), recall=0.8, seed=3, sample=40) for _ in range(2))
+    queries = spread(80, DIM, seed=19)
+    one, other = (tune(table_of(store, "codes"), recall=0.8, seed=3, queries=queries) for _ in range(2))
     measured = {step.layout: step.recall for step in one.steps}
     assert {step.layout: step.recall for step in other.steps} == measured
     assert {one.after, other.after} <= set(measured) or one.confirmations + other.confirmations > 2
@@ -296,7 +302,7 @@ def test_a_target_that_nothing_meets_is_said_to_be_missed_with_what_would_meet_i
     assert papers.manifest.recall == 1.0
     best = max(step.recall.mean for step in found.steps)
     after = next(step for step in found.steps if step.layout == found.after)
-    assert after.recall.mean >= best - 0.002
+    assert after.recall.mean >= best - 0.01
     most, exact, layout, graph = (one for one in found.advice if not one.startswith("Time"))
     assert f"recall@10 {found.tuned.recall}" in most
     assert f"oversampling {found.after.oversample} " in most

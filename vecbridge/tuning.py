@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # oversamplings of which each gets the narrowest walk that goes with it, and the fastest pair wins
 _COLUMNS = 3
 _CONFIRMATIONS = 5
+# how much wider walks were that unknown vectors needed than those that sufficed for blends of known ones
+_SPARE = 1.5
 # queries of each half that are asked however little time there is
 _FEWEST = 10
 # of the time, for exact search, and until something is chosen; the rest is for confirming it
@@ -110,7 +112,8 @@ def tune(
     first half the narrowest width is looked for that meets the target by one standard error, or else by its
     mean; where oversampling and the walk can be traded for each other, the pair of the least median latency
     wins: which of several sufficient pairs that is may change from run to run, all else depends on content
-    and seed. The other half has no part in that. It confirms the choice; if it finds too little, a wider one
+    and seed. Where no queries were given, a walk is made half as wide again, as unknown vectors may need
+    that. The other half has no part in that. It confirms the choice; if it finds too little, a wider one
     is confirmed, one step on, then two, then four, and last the widest. The more were tried, the less is the
     last one an independent judgement. What is kept where none meets the target is the width that found most,
     and `Tuned.met` is false. Where the narrowest walk finds exactly what the widest finds, the walk stays as
@@ -173,6 +176,8 @@ def tune(
                 "Every width finds the same, as if the store compared all records, which some do while they "
                 "are few; so the width is as it was planned: tune again when there are more"
             )
+        elif chosen is not None and enough and any(asked.blended):
+            chosen = _spared(chosen, grid)
         end = _share(started, seconds, 1.0)
         tried = _confirm(table, confirming, chosen or before, grid if enough else (), recall, end, tell)
         after, answered = max(tried, key=lambda one: one[0].recall.mean)
@@ -384,6 +389,12 @@ def _idle(trials: _Trials, grid: Grid, chosen: Layout) -> bool:
         return trials.mean(chosen) == trials.mean(column[-1])
     except _TimeUp:
         return False
+
+
+def _spared(chosen: Layout, grid: Grid) -> Layout:
+    """The layout chosen, with a walk that is wider by `_SPARE` where there is one."""
+    column = next(one for one in grid if one[0].oversample == chosen.oversample)
+    return next((one for one in column if widths.walk(one) >= _SPARE * widths.walk(chosen)), column[-1])
 
 
 def _planned(chosen: Layout, before: Layout) -> Layout:
