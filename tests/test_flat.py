@@ -796,11 +796,11 @@ def test_a_reader_who_comes_too_late_for_a_file_looks_again(
     rows: list[int] = []
     original = Files.map
 
-    def late(files: Files, generation: str, n: int) -> Vectors:
+    def late(files: Files, generation: str, n: int, *, coded: int) -> Vectors:
         rows.append(n)
         if len(rows) == 1:  # between the reader's look at SQLite and at the file
             papers.delete(records.ids[:1500])
-        return original(files, generation, n)
+        return original(files, generation, n, coded=coded)
 
     with monkeypatch.context() as patch:
         patch.setattr(Files, "map", late)

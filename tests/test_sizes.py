@@ -385,7 +385,9 @@ def test_each_machine_of_a_cluster_takes_its_share() -> None:
 def test_a_flat_collection_is_its_matrix_and_little_more() -> None:
     costs = estimate(Space(3584), Layout(), rows=10_000, limits=limits("flat"))
     assert costs.serve_memory_bytes == 10_000 * 3584 * 4
-    assert costs.serve_memory_bytes < costs.table_bytes < 1.05 * costs.serve_memory_bytes
+    assert 1.25 * costs.serve_memory_bytes < costs.table_bytes < 1.3 * costs.serve_memory_bytes
+    short = estimate(Space(127), Layout(), rows=10_000, limits=limits("flat"))
+    assert short.table_bytes == 10_000 * (127 * 4 + 160)
     assert costs.index_bytes == costs.build_memory_bytes == 0
     half = estimate(Space(3584), Layout(element="float16"), rows=10_000, limits=limits("flat"))
     assert half.serve_memory_bytes * 2 == costs.serve_memory_bytes
@@ -469,6 +471,7 @@ def test_twenty_thousand_in_edge_are_as_large_as_predicted(dim: int, layout: Lay
 
 @pytest.mark.parametrize("element", ["float32", "float16"])
 def test_flat_storage_is_as_large_as_predicted(element: Any, tmp_path: Path) -> None:
+    pytest.importorskip("numkong", reason="without vecbridge[fast] there is no copy in bytes")
     rows, dim = 5_000, 256
     with vecbridge.connect(f"flat:{tmp_path}") as store:
         kept = store.create("kept", dim=dim, layout=Layout(element))

@@ -27,6 +27,9 @@ METADATA = 5  # an empty JSON object
 TOASTED = 2032  # PostgreSQL moves values out of rows above this (TOAST_TUPLE_THRESHOLD)
 CHUNK = 1996  # ... in pieces of this size (TOAST_MAX_CHUNK_SIZE)
 POINTER = 18  # what stays in the row for each
+# dimensions of vectors that flat storage keeps in bytes as well: shorter float32 rows take hardly longer to
+# read than what is done with each; of longer ones a product of bytes might leave int32 (2^31 / 127^2)
+CODED = (128, 2**17)
 
 
 _UNITS = {"": 1, "B": 1} | {
@@ -273,10 +276,12 @@ def _flat(
     value = layout.stored_dim(dim) * (4 if layout.element == "float32" else 2)
     matrix = rows * value
     seconds = _seconds(speeds.scans[layout.element], rows, value, matrix, memory)
+    stored = layout.stored_dim(dim)
+    # a copy in bytes, where a library is installed that reads it (vecbridge[fast]): codes and 8 bytes a row
+    codes = rows * (stored + 8) if CODED[0] <= stored <= CODED[1] else 0
     # 160 bytes: SQLite's row and its two indexes for an id of 16 characters and a digest
-    return Estimates(
-        matrix + rows * 160, 0, 0, matrix, seconds, 0.0, speeds.trip + seconds, speeds.calibrated
-    )
+    table = matrix + codes + rows * 160
+    return Estimates(table, 0, 0, matrix, seconds, 0.0, speeds.trip + seconds, speeds.calibrated)
 
 
 # Bytes that Qdrant keeps for each point beside its vectors, measured in the files of Edge 0.9.0: a block of

@@ -28,7 +28,9 @@ _NEXT = "current.next"
 _OWNER = "owner.lock"
 _HOME = re.compile(r"\d+-[0-9a-f]{16}")
 # what a collection that was never laid out anew has in its own folder
-_OURS = re.compile(r"records\.sqlite(-wal|-shm|-journal)?|(vectors|rows)\.[0-9a-f]+\.\w+|(turn|write)\.lock")
+_OURS = re.compile(
+    r"records\.sqlite(-wal|-shm|-journal)?|(vectors|rows|codes|scales)\.[0-9a-f]+\.\w+|(turn|write)\.lock"
+)
 
 
 class Claim:

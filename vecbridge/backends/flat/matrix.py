@@ -2,7 +2,10 @@
 
 `vectors.GENERATION` holds the vectors, float32 or float16, little-endian, position after position.
 `rows.GENERATION` holds for each position the row of its record (int64, ascending) and the vector's length
-(float64). A position that was committed once is never written again: whoever mapped it may go on reading.
+(float64). `codes.GENERATION` and `scales.GENERATION` hold the same vectors in bytes (see `codes`), where a
+library is installed that makes use of them. They are derived, and count for as many positions as SQLite says:
+a program that knows nothing of them may add positions, and they end before those.
+A position that was committed once is never written again: whoever mapped it may go on reading.
 GENERATION is a random name, new after each compaction, so that no file is ever mistaken for another.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ...errors import ManifestError
+from .codes import LEAST, MOST, SCALES, Codes, dots, encode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from ...types import Element
 
     Array: TypeAlias = NDArray[Any]
+    # at a place behind the tail: vectors, rows, and codes where they are kept
+    _Write: TypeAlias = Callable[[int, Array, Array, Codes | None], None]
 
 BLOCK = 32 * 2**20  # bytes of vectors that are converted or copied at once
 _ROWS = np.dtype([("row", "<i8"), ("length", "<f8")])
@@ -34,18 +40,30 @@ _ROWS = np.dtype([("row", "<i8"), ("length", "<f8")])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vectors:
-    """The mapped files of one generation: `matrix` (n, d), `rows` and `lengths` (n,), read-only."""
+    """The mapped files of one generation: `matrix` (n, d), `rows` and `lengths` (n,), read-only.
+
+    `codes`: all of it in bytes, None where there are none. `coded`: how many positions had codes by SQLite's
+    account when the files were mapped.
+    """
 
     generation: str
     matrix: Array
     rows: Array
     lengths: Array
+    codes: Codes | None = None
+    coded: int = 0
+
+    @property
+    def dim(self) -> int:
+        """The number of components."""
+        return int(self.matrix.shape[1])
 
     def head(self, n: int) -> Vectors:
         """The first `n` positions."""
         if n == len(self.matrix):
             return self
-        return Vectors(self.generation, self.matrix[:n], self.rows[:n], self.lengths[:n])
+        codes = None if self.codes is None else self.codes.head(n)
+        return Vectors(self.generation, self.matrix[:n], self.rows[:n], self.lengths[:n], codes, self.coded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,87 +84,147 @@ class Files:
         suffix = "f16" if self.element == "float16" else "f32"
         return self.folder / f"vectors.{generation}.{suffix}", self.folder / f"rows.{generation}.bin"
 
+    @property
+    def coding(self) -> bool:
+        """Whether vectors are kept in bytes as well: they are long enough, and something here reads them."""
+        return LEAST <= self.dim <= MOST and dots() is not None
+
     def create(self) -> str:
         """A new, empty generation; returns its name."""
         generation = secrets.token_hex(8)
-        for path in self.paths(generation):
+        for path, _ in self._parts(generation, coding=self.coding):
             with path.open("xb") as file:
                 os.fsync(file.fileno())
         sync_folder(self.folder)
         return generation
 
-    def map(self, generation: str, rows: int) -> Vectors:
-        """The first `rows` positions. Raises FileNotFoundError, ManifestError where a file is too short."""
-        vectors, side = self.paths(generation)
-        matrix = _map(vectors, rows, self.dim * self.dtype.itemsize)
-        table = np.frombuffer(_map(side, rows, _ROWS.itemsize), dtype=_ROWS)
-        shaped = np.frombuffer(matrix, dtype=self.dtype).reshape(rows, self.dim)
-        return Vectors(generation, shaped, table["row"], table["length"])
+    def map(self, generation: str, rows: int, *, coded: int) -> Vectors:
+        """The first `rows` positions, of which `coded` have codes.
 
-    def append(self, generation: str, at: int, vectors: Array, first_row: int) -> None:
+        Raises FileNotFoundError, ManifestError where a file is too short; codes may be missing.
+        """
+        (vectors, width), (side, side_width) = self._parts(generation)
+        matrix = np.frombuffer(_map(vectors, rows, width), dtype=self.dtype).reshape(rows, self.dim)
+        table = np.frombuffer(_map(side, rows, side_width), dtype=_ROWS)
+        codes = self._codes(generation, rows) if rows <= coded and self.coding else None
+        return Vectors(generation, matrix, table["row"], table["length"], codes, coded)
+
+    def append(self, generation: str, at: int, vectors: Array, first_row: int, *, coded: int) -> int:
         """Write `vectors`, float32 (n, d), at the positions from `at` on; durable when the call returns.
 
-        What lay there is garbage of a writer that died. On failure the files end at `at` again.
+        What lay there is garbage of a writer that died. On failure the files end at `at` again. Returns how
+        many positions have codes now; `coded` had them before.
         """
         stored = np.ascontiguousarray(vectors, dtype=self.dtype)
         table = np.empty(len(stored), dtype=_ROWS)
         table["row"] = np.arange(first_row, first_row + len(stored))
         table["length"] = lengths(stored)
-        with self._tail(generation, at) as (matrix, side):
-            _write(matrix, at * stored[:1].nbytes, stored)
-            _write(side, at * _ROWS.itemsize, table)
-            os.fsync(matrix)
-            os.fsync(side)
+        coding = coded == at and self._extensible(generation, at)
+        with self._tail(generation, at, coding=coding) as write:
+            write(0, stored, table, encode(stored, table["length"]) if coding else None)
+        return at + len(stored) if coding else coded
 
     def copy(self, source: Vectors, positions: Array) -> str:
         """A new generation that holds only these positions, durable; returns its name."""
         generation = self.create()
         step = max(1, BLOCK // (self.dim * self.dtype.itemsize))
         try:
-            with self._tail(generation, 0) as (matrix, side):
+            with self._tail(generation, 0, coding=self.coding) as write:
                 for start in range(0, len(positions), step):
                     chosen = positions[start : start + step]
                     table = np.empty(len(chosen), dtype=_ROWS)
                     table["row"] = source.rows[chosen]
                     table["length"] = source.lengths[chosen]
-                    _write(matrix, start * self.dim * self.dtype.itemsize, source.matrix[chosen])
-                    _write(side, start * _ROWS.itemsize, table)
-                os.fsync(matrix)
-                os.fsync(side)
+                    stored = source.matrix[chosen]
+                    write(start, stored, table, encode(stored, table["length"]) if self.coding else None)
         except BaseException:
             self.discard(generation)
             raise
         return generation
 
+    def code(self, source: Vectors) -> None:
+        """Make the codes of all that is mapped anew, durable and in place of others when the call returns."""
+        step = max(1, BLOCK // (self.dim * 4))
+        paths = [path for path, _ in self._parts(source.generation, coding=True)[2:]]
+        made = [path.with_suffix(".new") for path in paths]
+        try:
+            with made[0].open("wb") as matrix, made[1].open("wb") as scales:
+                for start in range(0, len(source.matrix), step):
+                    part = slice(start, start + step)
+                    codes = encode(source.matrix[part], source.lengths[part])
+                    _write(matrix.fileno(), start * self.dim, codes.matrix)
+                    _write(scales.fileno(), start * SCALES.itemsize, codes.scales)
+                os.fsync(matrix.fileno())
+                os.fsync(scales.fileno())
+            for new, path in zip(made, paths, strict=True):
+                new.replace(path)
+        finally:
+            for new in made:
+                new.unlink(missing_ok=True)
+        sync_folder(self.folder)
+
     def discard(self, generation: str) -> None:
         """Delete a generation that nothing refers to."""
-        for path in self.paths(generation):
+        for path, _ in self._parts(generation, coding=True):
             path.unlink(missing_ok=True)
 
     def sweep(self, generation: str) -> None:
         """Delete every generation but this one: left by compaction, finished or killed."""
-        keep = {path.name for path in self.paths(generation)}
+        keep = {path.name for path, _ in self._parts(generation, coding=True)}
         for entry in os.scandir(self.folder):
-            if entry.name.startswith(("vectors.", "rows.")) and entry.name not in keep:
+            if entry.name.startswith(("vectors.", "rows.", "codes.", "scales.")) and entry.name not in keep:
                 Path(entry.path).unlink(missing_ok=True)
 
-    @contextmanager
-    def _tail(self, generation: str, at: int) -> Iterator[tuple[int, int]]:
-        """Both files, open for writing from position `at` on; cut back to it when something fails."""
+    def _parts(self, generation: str, *, coding: bool = False) -> list[tuple[Path, int]]:
+        """The files of vectors and rows, if asked of codes and scales too; each with its bytes per row."""
         vectors, side = self.paths(generation)
-        ends = (at * self.dim * self.dtype.itemsize, at * _ROWS.itemsize)
-        files: list[int] = []
+        parts = [(vectors, self.dim * self.dtype.itemsize), (side, _ROWS.itemsize)]
+        if coding:
+            parts.append((self.folder / f"codes.{generation}.i8", self.dim))
+            parts.append((self.folder / f"scales.{generation}.bin", SCALES.itemsize))
+        return parts
+
+    def _codes(self, generation: str, rows: int) -> Codes | None:
+        """The codes of the first `rows` positions; None where a file is missing or too short."""
+        (path, width), (side, side_width) = self._parts(generation, coding=True)[2:]
         try:
-            for path, end in zip((vectors, side), ends, strict=True):
+            matrix, scales = _map(path, rows, width), _map(side, rows, side_width)
+        except (FileNotFoundError, ManifestError):
+            return None  # derived: all is found without them
+        shaped = np.frombuffer(matrix, dtype=np.int8).reshape(rows, self.dim)
+        return Codes(shaped, np.frombuffer(scales, dtype=SCALES))
+
+    def _extensible(self, generation: str, at: int) -> bool:
+        """Whether codes of all positions before `at` are there."""
+        if not self.coding:
+            return False
+        parts = self._parts(generation, coding=True)[2:]
+        return all(path.is_file() and path.stat().st_size >= at * width for path, width in parts)
+
+    @contextmanager
+    def _tail(self, generation: str, at: int, *, coding: bool) -> Iterator[_Write]:
+        """Writes rows by their place after position `at`; durable at the end, cut back when it fails."""
+        parts = self._parts(generation, coding=coding)
+        files: list[int] = []
+
+        def write(start: int, stored: Array, table: Array, codes: Codes | None) -> None:
+            arrays = [stored, table] if codes is None else [stored, table, codes.matrix, codes.scales]
+            for file, array, (_, width) in zip(files, arrays, parts, strict=True):
+                _write(file, (at + start) * width, array)
+
+        try:
+            for path, width in parts:
                 files.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-                _check_size(path, os.fstat(files[-1]).st_size, end)
+                _check_size(path, os.fstat(files[-1]).st_size, at * width)
             try:
-                yield files[0], files[1]
+                yield write
+                for file in files:
+                    os.fsync(file)
             except BaseException:
                 # nobody maps positions from `at` on, so nobody can be cut off
-                for file, end in zip(files, ends, strict=True):
+                for file, (_, width) in zip(files, parts, strict=True):
                     with suppress(OSError):
-                        os.ftruncate(file, end)
+                        os.ftruncate(file, at * width)
                 raise
         finally:
             for file in files:
@@ -156,7 +234,7 @@ class Files:
 def lengths(vectors: Array) -> Array:
     """Euclidean length of each row, in float64: float32 squares overflow from 1.8e19 on."""
     found = np.empty(len(vectors))
-    step = max(1, BLOCK // (8 * vectors.shape[1]))
+    step = max(1, 2**17 // (8 * vectors.shape[1]))  # what was converted should still be in the cache
     for start in range(0, len(vectors), step):
         block = vectors[start : start + step].astype(np.float64)
         found[start : start + step] = np.sqrt(np.einsum("ij,ij->i", block, block))

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .bounds import Best, bounds, kth, sparse, within
+from .codes import candidates
 from .matrix import BLOCK
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 _QUERIES = 1024  # scanned together
 _DOTS = 4 * 2**20  # dot products held at once
 _CACHED = 2**20  # bytes
-_HUGE = 2.0**120
 
 
 def nearest(
@@ -38,32 +39,61 @@ def nearest(
     """
     found: list[tuple[Array, Array]] = []
     for start in range(0, len(queries), _QUERIES):
-        found += _scan(vectors, queries[start : start + _QUERIES], metric, k, positions)
+        found += _nearest(vectors, queries[start : start + _QUERIES], metric, k, positions)
     return found
 
 
-def _scan(
+def _nearest(
     vectors: Vectors, queries: Floats, metric: Metric, k: int, positions: Array | None
 ) -> list[tuple[Array, Array]]:
     exact = queries.astype(np.float64)
     lengths = np.sqrt((exact * exact).sum(axis=1))
+    left = candidates(vectors, exact, lengths, metric=metric, k=k, positions=positions)
+    plain = [row for row, one in enumerate(left) if one is None]
+    if len(plain) == len(left):
+        return _scan(vectors, exact, lengths, metric, k, positions)
+    scanned = iter(_scan(vectors, exact[plain], lengths[plain], metric, k, positions) if plain else ())
+    return [
+        next(scanned) if one is None else _scan(vectors, exact[[row]], lengths[[row]], metric, k, one)[0]
+        for row, one in enumerate(left)
+    ]
+
+
+def _scan(
+    vectors: Vectors, exact: Array, lengths: Array, metric: Metric, k: int, positions: Array | None
+) -> list[tuple[Array, Array]]:
+    """The answer by float32: `exact` are the queries in float64, `lengths` theirs."""
     unit = (exact / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
-    best = [_Best(k) for _ in queries]
-    dim = vectors.matrix.shape[1]
-    for at, block in _blocks(vectors.matrix, positions, len(queries)):
+    best = [Best(k) for _ in exact]
+    n = (vectors.dim + 8) * 2.0**-24  # 8 for the rounding of the query and of what follows
+    for at, block in _blocks(vectors.matrix, positions, len(exact)):
         # rows longer than float32 can sum up overflow here, on purpose: their bound is infinite
         with np.errstate(all="ignore"):
-            dots = (block @ unit[0])[None] if len(unit) == 1 else unit @ block.T
-        here = None if positions is None else _within(positions, at, len(block))
+            dots = _dots(block, unit, few=not isinstance(at, slice))
+        here = None if positions is None else within(positions, at, len(block))
         where = np.arange(at.start, at.stop) if isinstance(at, slice) else at
         norms = vectors.lengths[at]
         if here is not None and isinstance(at, slice):
             dots, where, norms = dots[:, here], where[here], norms[here]
         for row, length, one in zip(dots, lengths, best, strict=True):
-            one.offer(where, *_bounds(row, norms, length, dim, metric))
+            error = n / (1 - n) * norms + vectors.dim * 2.0**-125
+            one.offer(where, *bounds(row.astype(np.float64), error, norms, length, vectors.dim, metric))
     return [
         _rank(vectors.matrix, one.positions, query, metric, k) for one, query in zip(best, exact, strict=True)
     ]
+
+
+def _dots(block: Array, unit: Array, *, few: bool) -> Array:
+    """Every query times every row: float32 (m, d) and (n, d) make (m, n)."""
+    found: Array
+    if len(unit) > 1:
+        found = unit @ block.T
+    elif few:
+        # BLAS would wake its threads for a few rows, and they keep a core busy for some time afterwards
+        found = np.einsum("ij,j->i", block, unit[0])[None]
+    else:
+        found = (block @ unit[0])[None]
+    return found
 
 
 def _blocks(matrix: Array, positions: Array | None, queries: int) -> Iterator[tuple[slice | Array, Array]]:
@@ -73,8 +103,7 @@ def _blocks(matrix: Array, positions: Array | None, queries: int) -> Iterator[tu
     """
     rows, dim = matrix.shape
     step = max(1, _DOTS // queries)
-    # copying a row first costs one query about as much as scanning two
-    gather = positions is not None and len(positions) * (1 + 1 / queries) < rows
+    gather = sparse(positions, rows, queries)
     if not gather and matrix.dtype == np.float32:
         # one call over as many rows as possible: each BLAS call waits for its slowest thread
         for start in range(0, rows, step):
@@ -95,66 +124,6 @@ def _blocks(matrix: Array, positions: Array | None, queries: int) -> Iterator[tu
         yield (at if gather else slice(start, start + len(at))), block
 
 
-def _within(positions: Array, at: slice | Array, size: int) -> Array | None:
-    """Which of the `size` rows at `at` are wanted; None where they are all."""
-    if not isinstance(at, slice):
-        return None
-    first, last = np.searchsorted(positions, (at.start, at.stop))
-    return None if last - first == size else positions[first:last] - at.start
-
-
-def _bounds(dots: Array, norms: Array, length: float, dim: int, metric: Metric) -> tuple[Array, Array]:
-    """The lowest and highest value that each exact score can have; for "l2" of the negated squared distance.
-
-    `dots`: float32 products with the query scaled to length 1; `norms` of the rows, `length` of the query.
-    """
-    n = (dim + 8) * 2.0**-24  # 8 for the rounding of the query and of what follows here
-    error = n / (1 - n) * norms + dim * 2.0**-125
-    if metric == "l2":
-        score = 2 * length * dots.astype(np.float64) - norms**2 - length**2
-        error = 2 * length * error + (dim + 8) * 2.0**-52 * (norms + length) ** 2
-    elif metric == "ip":
-        score, error = length * dots.astype(np.float64), length * error
-    else:
-        safe = np.where(norms > 0, norms, 1)
-        score, error = dots / safe, error / safe
-    huge = norms > _HUGE
-    if huge.any():
-        score[huge], error[huge] = 0, np.inf
-    return score - error, score + error
-
-
-class _Best:
-    """What may be among the k best of one query, while the blocks pass by."""
-
-    def __init__(self, k: int) -> None:
-        self.k = k
-        self.positions: Array = np.empty(0, dtype=np.int64)
-        self._low: Array = np.empty(0)
-        self._high: Array = np.empty(0)
-        self._floor = -np.inf
-
-    def offer(self, positions: Array, low: Array, high: Array) -> None:
-        """Look at one block: ascending positions, lowest and highest possible scores."""
-        self._raise_floor(low)
-        keep = high >= self._floor
-        self.positions = np.concatenate([self.positions, positions[keep]])
-        self._low = np.concatenate([self._low, low[keep]])
-        self._high = np.concatenate([self._high, high[keep]])
-        self._raise_floor(self._low)
-        keep = self._high >= self._floor
-        self.positions, self._low, self._high = self.positions[keep], self._low[keep], self._high[keep]
-
-    def _raise_floor(self, low: Array) -> None:
-        if len(low) >= self.k:
-            self._floor = max(self._floor, float(_kth(low, self.k)))
-
-
-def _kth(values: Array, k: int) -> float:
-    """The k-th largest."""
-    return float(np.partition(values, len(values) - k)[len(values) - k])
-
-
 def _rank(matrix: Array, positions: Array, query: Array, metric: Metric, k: int) -> tuple[Array, Array]:
     scores = np.empty(len(positions))
     step = max(1, BLOCK // (8 * matrix.shape[1]))
@@ -162,7 +131,7 @@ def _rank(matrix: Array, positions: Array, query: Array, metric: Metric, k: int)
         rows = matrix[positions[start : start + step]].astype(np.float64)
         scores[start : start + step] = _score(rows, query, metric)
     if len(scores) > k:
-        keep = scores >= _kth(scores, k)
+        keep = scores >= kth(scores, k)
         positions, scores = positions[keep], scores[keep]
     return positions, scores
 

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import LayoutChanged, ManifestError, StoreError
+from ...errors import Forbidden, LayoutChanged, ManifestError, StoreError
 from ...manifest import Manifest
 from ...types import Batch, Hit, IndexState, Layout, Progress, Sizes
 from .database import RECORDS, Database
@@ -45,6 +46,7 @@ class _State:
     next_row: int
     dead: int
     version: int
+    coded: int  # the first positions, those whose vectors lie in bytes as well
 
 
 class FlatTable:
@@ -101,14 +103,30 @@ class FlatTable:
             # whoever was killed while compacting left files behind
             self._files.sweep(state.generation)
             dead = _remove(connection, batch.ids)
-            self._files.append(state.generation, state.rows, batch.vectors, state.next_row)
             rows = range(state.next_row, state.next_row + len(batch))
             texts = (json.dumps(dict(one), ensure_ascii=False, allow_nan=False) for one in batch.metadata)
-            connection.executemany(
-                "INSERT INTO records (row, id, digest, metadata, document) VALUES (?, ?, ?, ?, ?)",
-                zip(rows, batch.ids, batch.digests, texts, batch.documents, strict=True),
+            # both take their time, and neither waits for the other before the commit
+            with ThreadPoolExecutor(1, thread_name_prefix="vecbridge-append") as beside:
+                appended = beside.submit(
+                    self._files.append,
+                    state.generation,
+                    state.rows,
+                    batch.vectors,
+                    state.next_row,
+                    coded=state.coded,
+                )
+                connection.executemany(
+                    "INSERT INTO records (row, id, digest, metadata, document) VALUES (?, ?, ?, ?, ?)",
+                    zip(rows, batch.ids, batch.digests, texts, batch.documents, strict=True),
+                )
+                coded = appended.result()
+            state = replace(
+                state,
+                rows=state.rows + len(batch),
+                next_row=rows.stop,
+                dead=state.dead + dead,
+                coded=coded,
             )
-            state = replace(state, rows=state.rows + len(batch), next_row=rows.stop, dead=state.dead + dead)
             _save(connection, state)
         self._compact(state)
 
@@ -215,7 +233,16 @@ class FlatTable:
             return [_hits(connection, vectors.rows[at], scores, k) for at, scores in found]
 
     def build_index(self, progress: Progress | None) -> None:
-        self.check()  # nothing to build: every search is an exact scan
+        # every search is an exact scan; what an older program stored is still to be put into bytes for it
+        with self._snapshot() as (_, state, vectors):
+            if not self._files.coding or not state.rows or vectors.codes is not None:
+                return
+        with suppress(Forbidden), self._database.writing() as connection:
+            state = _state(connection)
+            self._files.sweep(state.generation)
+            self._files.code(self._files.map(state.generation, state.rows, coded=0))
+            _save(connection, replace(state, coded=state.rows))
+            self._mapped = None  # it may have been mapped while a file was missing
 
     def index_state(self) -> IndexState:
         self.check()
@@ -269,9 +296,14 @@ class FlatTable:
     def _map(self, state: _State, *, last: bool) -> Vectors | None:
         """The vectors of a snapshot; None, except on the `last` try, where compaction deleted the file."""
         mapped = self._mapped
-        if mapped is None or mapped.generation != state.generation or len(mapped.matrix) < state.rows:
+        if (
+            mapped is None
+            or mapped.generation != state.generation
+            or len(mapped.matrix) < state.rows
+            or (mapped.codes is None and mapped.coded < state.rows <= state.coded)
+        ):
             try:
-                mapped = self._files.map(state.generation, state.rows)
+                mapped = self._files.map(state.generation, state.rows, coded=state.coded)
             except FileNotFoundError as error:
                 if not last:
                     return None
@@ -312,10 +344,12 @@ class FlatTable:
                 state = _state(connection)
                 if state.dead <= max(_DEAD, _DEAD_SHARE * state.rows):
                     return  # another writer was quicker
-                old = self._files.map(state.generation, state.rows)
+                old = self._files.map(state.generation, state.rows, coded=0)
                 new = self._files.copy(old, self._living(connection, state, old))
                 connection.execute("DELETE FROM dead")
-                _save(connection, replace(state, generation=new, rows=state.rows - state.dead, dead=0))
+                rows = state.rows - state.dead
+                coded = rows if self._files.coding else 0
+                _save(connection, replace(state, generation=new, rows=rows, dead=0, coded=coded))
         except StoreError:
             return  # what the caller asked for is done; a later writer finds room, and sweeps what is left
         self._files.discard(old.generation)
@@ -334,16 +368,26 @@ def _manifest(meta: dict[str, Any], folder: Path) -> Manifest:
 
 
 def _state(connection: sqlite3.Connection) -> _State:
-    row = connection.execute("SELECT generation, rows, next_row, dead, version FROM state").fetchone()
+    row = connection.execute(
+        "SELECT generation, rows, next_row, dead, version, "
+        "(SELECT value FROM meta WHERE key = 'coded') FROM state"
+    ).fetchone()
     if row is None:
         raise ManifestError(f"{RECORDS} has an empty table 'state': it is damaged; restore it from a backup")
-    return _State(*row)
+    *state, coded = row
+    # older programs write neither codes nor this entry, and may have gone on to another generation
+    generation, _, count = (coded or "").partition(" ")
+    state.append(int(count) if generation == state[0] else 0)
+    return _State(*state)
 
 
 def _save(connection: sqlite3.Connection, state: _State) -> None:
     connection.execute(
         "UPDATE state SET generation = ?, rows = ?, next_row = ?, dead = ?, version = ?",
         (state.generation, state.rows, state.next_row, state.dead, state.version + 1),
+    )
+    connection.execute(
+        "INSERT OR REPLACE INTO meta VALUES ('coded', ?)", (f"{state.generation} {state.coded}",)
     )
 
 
