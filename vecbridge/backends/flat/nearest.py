@@ -8,6 +8,9 @@ The bound: with u = 2^-24, |fl(x·q) - x·q| <= n u / (1 - n u) |x| |q| for any 
 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1), plus n 2^-125 for products
 that underflow. Queries are scaled to length 1 first: then only rows longer than 2^120 can overflow, and
 these are always computed again.
+
+A few queries of a large collection are first looked up in bytes, where those are kept: `codes` tells with a
+bound of its own which rows come into question, and only these are scanned as above.
 """
 
 from __future__ import annotations
