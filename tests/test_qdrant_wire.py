@@ -52,7 +52,8 @@ def official(points: Points) -> grpc.UpsertPoints:
 
 
 def packed(points: Points, *, dense: bool = True) -> bytes:
-    return wire.request("papers", wire.pieces(points, dense=dense))
+    with wire.Requests(1).made("papers", wire.pieces(points, dense=dense)) as raw:
+        return raw
 
 
 @pytest.mark.parametrize(
@@ -151,15 +152,46 @@ def test_messages_cut_by_size_and_number_hold_all_points_in_order(room: int, mos
     runs = list(cut(list(map(wire.weight, pieces)), room=room, most=most))
     assert len(runs) > 1
     whole = grpc.UpsertPoints(collection_name="papers", wait=True)
+    requests = wire.Requests(1)
     for run in runs:
-        raw = wire.request("papers", pieces[run.start : run.stop])
-        message = grpc.UpsertPoints.FromString(raw)
+        # all in the same memory, longer ones after shorter ones and the other way round
+        with requests.made("papers", pieces[run.start : run.stop]) as raw:
+            message = grpc.UpsertPoints.FromString(raw)
         assert len(message.points) == len(run)
         assert len(run) == 1 or len(raw) <= room + 20
         assert most is None or len(run) <= most
         assert message.wait
         whole.points.extend(message.points)
     assert whole == official(points)
+
+
+def test_a_message_that_is_still_in_use_is_not_written_over() -> None:
+    requests = wire.Requests(2)
+    some, others = (wire.pieces(Points(ids(3), {"": matrix(3, dim)}, [{}] * 3)) for dim in (40, 50))
+    with requests.made("papers", some) as kept, requests.made("others", others) as beside:
+        copy, second = bytes(bytearray(kept)), bytes(bytearray(beside))
+    # made in memory that is free, while somebody holds what was in it
+    for pieces in (others, some, others):
+        with requests.made("again", pieces) as raw:
+            assert grpc.UpsertPoints.FromString(raw).collection_name == "again"
+    assert kept == copy
+    assert beside == second
+    assert grpc.UpsertPoints.FromString(kept).collection_name == "papers"
+
+
+def test_numbers_beyond_64_bits_are_refused_as_the_official_client_refuses_them() -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        packed(Points(ids(1), {"": matrix(1, 3)}, [{"n": 2**63}]))
+
+
+class _Text(str):
+    """What is a text to isinstance alone."""
+
+
+def test_values_of_classes_derived_from_text_are_sent_as_what_they_are() -> None:
+    points = Points(ids(1), {"": matrix(1, 3)}, [{"n": _Text("ä"), "list": [_Text("b"), 1.5, False, None]}])
+    message = grpc.UpsertPoints.FromString(packed(points))
+    assert messages.payload(message.points[0].payload) == {"n": "ä", "list": ["b", 1.5, False, None]}
 
 
 def test_a_query_is_the_message_that_the_official_client_makes() -> None:

@@ -38,6 +38,7 @@ class Grpc(Server):
     def __init__(self, address: Address, *, sleep: Callable[[float], None] = time.sleep) -> None:
         super().__init__(address, sleep=sleep)
         self._calls = Calls(address)
+        self._requests = wire.Requests(STREAMS)
         try:
             self._limits = self._of_version(self._version())
         except BaseException:
@@ -104,8 +105,8 @@ class Grpc(Server):
         room = WHOLE if sum(sizes) <= WHOLE else PART
 
         def send(rows: range, stream: int) -> None:
-            request = wire.request(name, pieces[rows.start : rows.stop])
-            attempt(lambda: self._update("Upsert", request, lane=stream), sleep=self._sleep)
+            with self._requests.made(name, pieces[rows.start : rows.stop]) as request:
+                attempt(lambda: self._update("Upsert", request, lane=stream), sleep=self._sleep)
 
         runs = list(cut(sizes, room=room, most=self._allowed(name).upsert))
         self._upload(name, runs, send, streams=STREAMS)
