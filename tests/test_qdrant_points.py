@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vecbridge.backends.qdrant import points
 from vecbridge.backends.qdrant.engine import Found, Json, Scored
@@ -88,6 +91,12 @@ def levels(value: Any) -> int:
     """How deep a value is nested."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + max((levels(one) for one in inner), default=0) if isinstance(value, dict | list) else 0
+
+
+@given(name=st.text(min_size=1))
+def test_an_id_is_what_the_uuid_module_makes_of_the_name(name: str) -> None:
+    space = uuid.uuid5(uuid.NAMESPACE_URL, "https://vecbridge.dev/point")
+    assert points.point_id(name) == str(uuid.uuid5(space, name))
 
 
 def test_ids_become_the_same_uuid_everywhere_and_always() -> None:
