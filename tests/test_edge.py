@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -24,7 +25,7 @@ from vecbridge import backends
 from vecbridge.backends.qdrant.edge import Edge, connect
 from vecbridge.backends.qdrant.edge import build as edge_build
 from vecbridge.backends.qdrant.edge import place as edge_place
-from vecbridge.backends.qdrant.engine import FULL, SHORT, Points, Query
+from vecbridge.backends.qdrant.engine import FULL, SHORT, Points, Query, Scored
 from vecbridge.errors import CollectionExists, CollectionNotFound, StoreError, UrlError
 
 PLAIN = {"vectors": {"size": 8, "distance": "Dot"}, "hnsw_config": {"m": 0}}
@@ -271,6 +272,32 @@ QUANTISATIONS = {
     "product": {"product": {"compression": "x4"}},
     "none": None,
 }
+
+
+@pytest.mark.parametrize("params", [None, {"exact": True}, {"hnsw_ef": 40}, {"acorn": {"enable": True}}])
+@pytest.mark.parametrize("filter", [None, {"must": [{"key": "n", "range": {"lt": 90}}]}])
+def test_one_query_finds_what_it_finds_among_several(edge: Edge, params: Any, filter: Any) -> None:
+    edge.create("papers", {"vectors": {"size": 16, "distance": "Cosine"}, "hnsw_config": {"m": 0}})
+    rows = np.random.default_rng(7).standard_normal((300, 16), dtype=np.float32)
+    rows[200:] = rows[100:200]  # equal vectors, in two writes
+    for part in (range(150), range(150, 300)):
+        some = slice(part.start, part.stop)
+        edge.upsert("papers", Points([point(n) for n in part], {"": rows[some]}, [{"n": n} for n in part]))
+    edge.optimise("papers", GRAPH, None)
+    edge.upsert("papers", Points([point(3)], {"": rows[:1]}, [{"n": 3, "new": True}]))
+    asked = [Query(row, 7, params=params, filter=filter) for row in rows[:5]]
+    several = edge.query("papers", asked)
+    for query, among in zip(asked, several, strict=True):
+        (alone,) = edge.query("papers", [query])
+        assert [one.score for one in alone] == [one.score for one in among]
+        assert _payloads(alone) == _payloads(among)
+    assert {"n": 3, "new": True} in [one.payload for one in several[0]]
+
+
+def _payloads(found: list[Scored]) -> list[tuple[float, str]]:
+    """In one order where scores are equal; without those at the end, of which any may be left out."""
+    last = found[-1].score
+    return sorted((one.score, json.dumps(one.payload)) for one in found if one.score > last)
 
 
 @pytest.mark.parametrize("kind", QUANTISATIONS)

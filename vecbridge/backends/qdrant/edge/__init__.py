@@ -27,7 +27,7 @@ from . import build
 from .config import INDEXING_THRESHOLD, indexed, told, vectors
 from .files import check_room, free, sentences, taken
 from .place import Collection, Place, give_back, lease
-from .query import filter_of, request
+from .query import filter_of, given, request, search
 
 if TYPE_CHECKING:
     from ....types import Floats
@@ -139,13 +139,18 @@ class Edge:
 
     def query(self, name: str, queries: Sequence[Query]) -> list[list[Scored]]:
         collection = self._collection(name)
+        if not queries:
+            return []
+        alone = batch = None
         with sentences(self._url):
-            requests = [request(one) for one in queries]
+            if len(queries) > 1 or (alone := search(queries[0])) is None:
+                batch = qe.QueryBatchRequest([request(one) for one in queries])
         with collection.reading() as shard:
-            if len(requests) == 1:
-                answers = [shard.query(requests[0])]
+            if alone is not None:
+                answers = [shard.search(alone)]
             else:
-                answers = shard.query_batch(qe.QueryBatchRequest(requests)) if requests else []
+                assert batch is not None
+                answers = shard.query_batch(batch)
         return [[Scored(hit.score, hit.payload or {}) for hit in hits] for hits in answers]
 
     def retrieve(
@@ -244,14 +249,13 @@ def _limits() -> Limits:
 
 
 def _points(points: Points) -> list[qe.Point]:
-    """Points, each vector as a memoryview: Edge takes it over four times as fast as the array's row."""
     if len(points.vectors) == 1 and "" in points.vectors:
         rows = zip(points.ids, points.vectors[""], points.payloads, strict=True)
-        return [qe.Point(id, row.data, payload) for id, row, payload in rows]
+        return [qe.Point(id, given(row), payload) for id, row, payload in rows]
     names = list(points.vectors)
     several = zip(*points.vectors.values(), strict=True)
     return [
-        qe.Point(id, {name: row.data for name, row in zip(names, parts, strict=True)}, payload)
+        qe.Point(id, {name: given(row) for name, row in zip(names, parts, strict=True)}, payload)
         for id, parts, payload in zip(points.ids, several, points.payloads, strict=True)
     ]
 

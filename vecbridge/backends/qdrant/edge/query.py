@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qdrant_edge as qe
 
 from ....errors import StoreError
 from ..engine import Json, Query
 from .config import check
+
+if TYPE_CHECKING:
+    from ....types import Floats
 
 _CLAUSES = {"must", "should", "must_not", "min_should"}
 _FIELD = {"key", "match", "range", "values_count"}
@@ -30,6 +34,23 @@ def request(query: Query) -> qe.QueryRequest:
     )
 
 
+def search(query: Query) -> qe.SearchRequest | None:
+    """One search as Edge's simpler request; None where the query is more than that. Raises StoreError.
+
+    What comes back is the same as by `request`, a tenth sooner: nothing is planned, and payloads are read
+    while the points are at hand (Edge 0.9.0, 20,000 x 3,584).
+    """
+    if query.prefetch is not None:
+        return None
+    return qe.SearchRequest(
+        limit=query.limit,
+        query=_nearest(query),
+        filter=filter_of(query.filter),
+        params=_params(query.params),
+        with_payload=True,
+    )
+
+
 def _prefetch(query: Query) -> qe.Prefetch:
     return qe.Prefetch(
         limit=query.limit,
@@ -41,9 +62,16 @@ def _prefetch(query: Query) -> qe.Prefetch:
 
 
 def _nearest(query: Query) -> Any:
-    # a memoryview is taken over several times as fast as the array itself
-    vector: Any = query.vector.data
-    return qe.Query.Nearest(vector, using=query.using)
+    return qe.Query.Nearest(given(query.vector), using=query.using)
+
+
+def given(row: Floats) -> Any:
+    """A vector, float32 (d,), as what Edge takes over fastest: it asks for one component after the other.
+
+    Measured with 3,584 components and Edge 0.9.0: 0.10 ms as array.array, 0.13 as memoryview, 0.18 as a list
+    that is made of the row, 0.40 as the row itself.
+    """
+    return array("f", row.tobytes())
 
 
 def _params(given: Json | None) -> qe.SearchParams | None:
