@@ -30,6 +30,7 @@ ID_BYTES = 1_024
 DOCUMENT_BYTES = 100_000_000
 METADATA_BYTES = 16_000_000
 METADATA_DEPTH = 50
+_NUMBER = 32  # more characters than any number has as JSON, with its punctuation
 K_MAX = 1_000_000
 
 # |x - y|^2 of two vectors of this length is 3.24e38, just below the largest float32 (3.40e38)
@@ -114,11 +115,23 @@ def _fit(matrix: np.ndarray[Any, np.dtype[Any]], metric: Metric, what: str) -> F
     return single
 
 
+if hasattr(np, "vecdot"):
+
+    def _dot(matrix: Floats) -> Floats:
+        squares: Floats = np.vecdot(matrix, matrix)
+        return squares
+
+else:  # numpy 1, at two thirds of the speed
+
+    def _dot(matrix: Floats) -> Floats:
+        squares: Floats = np.einsum("ij,ij->i", matrix, matrix)
+        return squares
+
+
 def _squares(matrix: Floats) -> Floats:
     """Squared length of each row in float32: one fast pass, which NaN and infinity do not survive."""
     with np.errstate(all="ignore"):
-        squares: Floats = np.einsum("ij,ij->i", matrix, matrix)
-    return squares
+        return _dot(matrix)
 
 
 def _ordinary(squares: Floats, metric: Metric) -> bool:
@@ -238,7 +251,44 @@ def metadata(values: Iterable[Metadata | None] | None, *, n: int) -> list[dict[s
         raise InputError(f"expected a list of {n} metadata objects, got a single one")
     checked = list(values)
     check_length(checked, n, "metadata objects")
-    return [_object(value, f"metadata at position {position}") for position, value in enumerate(checked)]
+    return [
+        _flat(value) or _object(value, f"metadata at position {position}")
+        for position, value in enumerate(checked)
+    ]
+
+
+def _flat(value: object) -> dict[str, Any] | None:
+    """A copy of an object that nothing can be said against; None where it takes a closer look.
+
+    Most metadata are a few texts and numbers, whose texts can be looked at all at once.
+    """
+    if type(value) is not dict:
+        return None
+    texts = []
+    for key, element in value.items():
+        if type(key) is not str:
+            return None
+        texts.append(key)
+        kind = type(element)
+        if kind is str:
+            texts.append(element)
+        elif kind is int:
+            if not -(2**63) <= element < 2**63:
+                return None
+        elif kind is float:
+            if not math.isfinite(element):
+                return None
+        elif kind is not bool and element is not None:
+            return None
+    text = "".join(texts)
+    if "\0" in text or 6 * (_NUMBER * len(value) + len(text)) > METADATA_BYTES:
+        return None
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return None
+    return value.copy()
 
 
 def _object(value: Metadata | None, where: str) -> dict[str, Any]:
@@ -270,7 +320,7 @@ class _Weight:
 
 
 def _json(value: Any, where: str, depth: int, weight: _Weight) -> Any:
-    weight.total += 32  # more than any number with its punctuation
+    weight.total += _NUMBER
     if depth > METADATA_DEPTH:
         raise MetadataError(f"expected {where} nested up to {METADATA_DEPTH} levels deep, it is deeper")
     if value is None or isinstance(value, bool):

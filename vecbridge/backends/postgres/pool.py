@@ -135,11 +135,12 @@ class Pool:
     def _give(self, connection: Connection) -> None:
         if connection.closed:
             return
-        if connection.info.transaction_status != pq.TransactionStatus.IDLE:
+        # not connection.info, which is made anew for each look
+        if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
             with suppress(psycopg.Error):
                 connection.rollback()
         with self._lock:
-            if connection.info.transaction_status == pq.TransactionStatus.IDLE and not self._closed:
+            if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE and not self._closed:
                 self._idle.append(connection)
                 return
         connection.close()

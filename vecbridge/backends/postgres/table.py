@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -32,6 +32,7 @@ _TOGETHER = 64  # queries sent before their results are awaited
 # to 0.90 (one row in fifty matching), with 4 k it stayed at 0.99
 _FILTERED = 4
 _IDS = 10_000  # in one statement
+_BY_ID = "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)"
 _PART = 5_000  # records of one part of the inventory
 _MOST_CANDIDATES = 1_000  # of one HNSW scan that cannot go on: the largest hnsw.ef_search
 
@@ -58,7 +59,15 @@ class Table:
         def statement(k: int, candidates: int | None) -> str:
             return sql.search(manifest, place, k=k, candidates=candidates, where=None).as_string(None)
 
+        @lru_cache(maxsize=64)
+        def settings(candidates: int | None, *, filtered: bool) -> str:
+            index = None if candidates is None else manifest.layout.index
+            wanted = sql.settings(index, candidates=candidates or 0, filtered=filtered, iterative=iterative)
+            calls = (f"set_config('{name}', '{value}', true)" for name, value in wanted.items())
+            return f"SELECT {', '.join(calls)}"
+
         self._statement = statement
+        self._settings = settings
 
     @property
     def manifest(self) -> Manifest:
@@ -98,27 +107,33 @@ class Table:
             raise succession.gone(self) from error
 
     def write(self, batch: Batch) -> None:
-        """Insert or replace these records: all of them or none, durable when the call returns."""
+        """Insert or replace these records: all of them or none, durable when the call returns.
+
+        Those that are there are deleted, and all are copied: through a staging table, as INSERT … ON CONFLICT
+        needs one, every vector would be written twice.
+        """
         # in the order of COLLATE "C", so that two writers of the same ids cannot wait for each other
         order = sorted(range(len(batch)), key=batch.ids.__getitem__)
         ids = [batch.ids[row] for row in order]
         columns = [(self._content(column, batch), column.type) for column in self._columns]
+        mode = "ROW EXCLUSIVE"
 
         def once(connection: Connection) -> None:
-            with connection.transaction():
-                with connection.pipeline():
-                    # before anything is read: who reads first and then waits to write, may be waited for
-                    connection.execute(self._sql("LOCK TABLE {} IN ROW EXCLUSIVE MODE"))
-                    # the planner would read the whole table to look for some hundred ids
-                    connection.execute("SET LOCAL enable_seqscan = off")
-                    probe = connection.execute(
-                        self._sql("SELECT EXISTS (SELECT FROM {} WHERE id = ANY(%s))"), [ids]
-                    )
-                found = probe.fetchone()
-                if found == (False,):
-                    self._copy(connection, self.name, copy.blocks(batch, order, columns))
-                else:
-                    self._replace(connection, copy.blocks(batch, order, columns))
+            nonlocal mode
+            try:
+                with connection.transaction():
+                    with connection.pipeline():
+                        # before anything is read: who reads first and then waits to write, may be waited for
+                        connection.execute(self._sql(f"LOCK TABLE {{}} IN {mode} MODE"))
+                        # the planner would read the whole table to look for some hundred ids, or take them
+                        # in the order in which they lie there
+                        connection.execute(_BY_ID)
+                        connection.execute(self._sql("DELETE FROM {} WHERE id = ANY(%s)"), [ids])
+                    self._copy(connection, copy.blocks(batch, order, columns))
+            except (pg.UniqueViolation, pg.DeadlockDetected):
+                # another writer's record came after our DELETE had looked; the next time nobody else writes
+                mode = "SHARE ROW EXCLUSIVE"
+                raise
 
         self.run(_repeated(once))
 
@@ -135,29 +150,12 @@ class Table:
             else short
         )
 
-    def _copy(self, connection: Connection, table: Identifier, blocks: Any) -> None:
+    def _copy(self, connection: Connection, blocks: Iterable[memoryview]) -> None:
         names = SQL(", ").join(map(Identifier, sql.columns(self._manifest)))
-        statement = SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(table, names)
+        statement = SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(self.name, names)
         with connection.cursor() as cursor, cursor.copy(statement) as stream:
             for block in blocks:
                 stream.write(block)
-
-    def _replace(self, connection: Connection, blocks: Any) -> None:
-        staging = Identifier("pg_temp", sql.STAGING)
-        names = list(map(Identifier, sql.columns(self._manifest)))
-        updates = SQL(", ").join(SQL("{0} = EXCLUDED.{0}").format(name) for name in names[1:])
-        listed = SQL(", ").join(names)
-        connection.execute(
-            SQL("CREATE TEMP TABLE {} (LIKE {}) ON COMMIT DROP").format(Identifier(sql.STAGING), self.name),
-            prepare=False,
-        )
-        self._copy(connection, staging, blocks)
-        connection.execute(
-            SQL("INSERT INTO {0} ({1}) SELECT {1} FROM {2} ON CONFLICT (id) DO UPDATE SET {3}").format(
-                self.name, listed, staging, updates
-            ),
-            prepare=False,
-        )
 
     def read(self, ids: Sequence[str]) -> Batch:
         """The records of these ids in the order given; ids that are not there are left out."""
@@ -342,39 +340,34 @@ class Table:
         else:
             condition, values = compile(where)
             text = sql.search(self._manifest, self.place, k=k, candidates=candidates, where=condition)
-        index = self._manifest.layout.index
-        wholes = copy.parameters(queries, self._columns[0].type)
-        asked: Sequence[copy.Wire | None] = [None] * len(wholes)
-        if candidates is not None and index is not None:
-            asked = copy.parameters(self._searched(queries, short), sql.type_of(index.element))
+        index = self._manifest.layout.index if candidates is not None else None
         settings = self._settings(candidates, filtered=where is not None)
         metric = self._manifest.space.metric
         hits: list[list[Hit]] = []
 
         def fetch(start: int, connection: Connection) -> list[list[tuple[Any, ...]]]:
+            rows = slice(start, start + _TOGETHER)
             # one round trip; what is sent before its end is one transaction, for which the settings hold
             with connection.pipeline():
+                # sent at once: the server makes them while the queries are encoded
                 connection.execute(settings)
+                wholes = copy.parameters(queries[rows], self._columns[0].type)
+                asked: Sequence[copy.Wire | None] = [None] * len(wholes)
+                if index is not None:
+                    part = None if short is None else short[rows]
+                    asked = copy.parameters(self._searched(queries[rows], part), sql.type_of(index.element))
                 cursors = [
-                    connection.execute(text, {**values, "q": whole, "s": part}, binary=True)
-                    for whole, part in zip(
-                        wholes[start : start + _TOGETHER], asked[start : start + _TOGETHER], strict=True
-                    )
+                    connection.execute(text, {**values, "q": whole, "s": searched}, binary=True)
+                    for whole, searched in zip(wholes, asked, strict=True)
                 ]
             return [cursor.fetchall() for cursor in cursors]
 
-        for start in range(0, len(wholes), _TOGETHER):
+        for start in range(0, len(queries), _TOGETHER):
             for rows in self.run(partial(fetch, start)):
                 hits.append(
                     [Hit(id, sql.score(metric, far), document, data) for id, document, data, far in rows]
                 )
         return hits
-
-    def _settings(self, candidates: int | None, *, filtered: bool) -> str:
-        index = None if candidates is None else self._manifest.layout.index
-        wanted = sql.settings(index, candidates=candidates or 0, filtered=filtered, iterative=self._iterative)
-        calls = (f"set_config('{name}', '{value}', true)" for name, value in wanted.items())
-        return f"SELECT {', '.join(calls)}"
 
     def explain(self, connection: Connection) -> list[str]:
         """The indexes that a search of ten hits runs on, by the server's own account."""
