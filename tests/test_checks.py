@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from vecbridge import checks
 from vecbridge.errors import DimensionMismatch, InputError, MetadataError, ModelMismatch, VectorError
@@ -229,6 +232,32 @@ def test_metadata_comes_out_as_plain_dicts_and_lists() -> None:
 def test_metadata_that_json_cannot_hold_is_refused(given: Any, text: str) -> None:
     with pytest.raises(MetadataError, match=text):
         checks.metadata([given], n=1)
+
+
+# what is ordinary and what is at the edge of it, as keys and as values
+_TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("\0\ud800\udc00"), max_size=4)
+_FLAT = (
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats() | _TEXTS | st.binary(max_size=2)
+)
+
+
+@hypothesis.given(st.dictionaries(_TEXTS | st.integers(), _FLAT, max_size=4))
+@hypothesis.example({"a": True, "b": 2**63 - 1, "c": -(2**63), "d": 5e-324, "é": "\U0001f600", "": None})
+@hypothesis.example({"a": 2**63})
+@hypothesis.example({"\ud83d": "\ude00"})
+def test_flat_metadata_are_judged_as_any_mapping_is(given: dict[Any, Any]) -> None:
+    def judged(value: Any) -> Any:
+        try:
+            return checks.metadata([value], n=1)
+        except MetadataError as error:
+            return str(error)
+
+    # not a dict, and so looked at closely, value by value
+    slow, fast = judged(MappingProxyType(given)), judged(given)
+    assert fast == slow
+    if not isinstance(fast, str):
+        assert fast[0] is not given
+        assert [*map(type, fast[0].values())] == [*map(type, slow[0].values())]
 
 
 @pytest.mark.parametrize("k", [1, 1_000_000, np.int64(7)])

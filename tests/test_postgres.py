@@ -526,6 +526,34 @@ def test_two_writers_of_the_same_ids_never_fail(table: Table) -> None:
     assert table.count() == len(set(table.read(ids).ids)) == 60
 
 
+@pytest.mark.parametrize("other", ["commit", "rollback"])
+def test_a_record_that_another_writer_adds_meanwhile_is_replaced(table: Table, pg: str, other: str) -> None:
+    table.write(batch(["a", "c"], documents=["old", "old"]))
+    written = batch(["c", "b", "a"], vectors(3, seed=1), documents=["new"] * 3)
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(pg) as connection:
+        connection.execute(
+            "INSERT INTO vecbridge_papers (id, embedding, document, metadata) "
+            "SELECT 'b', embedding, 'theirs', metadata FROM vecbridge_papers WHERE id = 'a'"
+        )
+        writing = pool.submit(table.write, written)
+        for _ in range(1000):
+            waiting = admin(
+                pg,
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'COPY%'",
+            )
+            if waiting == [(1,)]:
+                break
+            time.sleep(0.01)
+        # the record is not there yet for a DELETE, and in the way of a COPY
+        assert waiting == [(1,)]
+        getattr(connection, other)()
+        writing.result(30)
+    read = table.read(["c", "b", "a"])
+    assert list(read.documents) == ["new"] * 3
+    assert np.array_equal(read.vectors, written.vectors)
+    assert table.count() == 3
+
+
 def test_searches_go_on_while_rows_are_written_and_deleted(store: Postgres) -> None:
     table = store.create(manifest(layout=Layout(index=Index("hnsw"))))
     table.write(batch([f"{n:03}" for n in range(100)], vectors(100)))

@@ -220,6 +220,25 @@ def test_a_large_float_is_written_as_what_it_is(number: float) -> None:
     assert math.isclose(json.loads(text)["e+16"][0], number, rel_tol=0)
 
 
+def test_half_precision_is_rounded_as_numpy_rounds_it() -> None:
+    # every half, what lies just beside it, the ties between two, and what is too small for any
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    ties = (halves[1:] + halves[:-1]) / 2
+    all = np.concatenate(
+        [
+            halves,
+            np.nextafter(halves, np.float32(0)),
+            ties,
+            np.nextafter(ties, np.float32(9e9)),
+            [1e-45, 3e-8],
+        ]
+    ).astype(np.float32)
+    signed = np.concatenate([all, -all]).reshape(-1, 1984)
+    found = copy.fields(signed, "halfvec")
+    assert found[:, 8:].tobytes() == signed.astype(">f2").tobytes()
+    assert bytes(copy.parameters(signed, "halfvec")[1]) == found[1, 4:].tobytes()
+
+
 def test_copy_goes_in_pieces_of_at_most_64_KiB_whatever_the_documents() -> None:
     vectors = np.zeros((50, 700), np.float32)
     documents = ["x" * (200_000 if row == 7 else row) for row in range(50)]
