@@ -554,6 +554,23 @@ def test_a_record_that_another_writer_adds_meanwhile_is_replaced(table: Table, p
     assert table.count() == 3
 
 
+def test_what_refers_to_a_record_stays_when_it_is_replaced(table: Table, pg: str) -> None:
+    table.write(batch(["a", "b"], documents=["old", "old"]))
+    with psycopg.connect(pg) as connection:
+        connection.execute(
+            'CREATE TABLE notes (paper text COLLATE "C" REFERENCES vecbridge_papers ON DELETE CASCADE)'
+        )
+        connection.execute("INSERT INTO notes VALUES ('a')")
+    written = batch(["c", "a"], vectors(2, seed=1), documents=["new", "new"])
+    table.write(written)
+    read = table.read(["c", "a"])
+    assert list(read.documents) == ["new", "new"]
+    assert np.array_equal(read.vectors, written.vectors)
+    assert admin(pg, "SELECT paper FROM notes") == [("a",)]
+    table.delete(["a"])
+    assert admin(pg, "SELECT count(*) FROM notes") == [(0,)]
+
+
 def test_searches_go_on_while_rows_are_written_and_deleted(store: Postgres) -> None:
     table = store.create(manifest(layout=Layout(index=Index("hnsw"))))
     table.write(batch([f"{n:03}" for n in range(100)], vectors(100)))

@@ -61,6 +61,8 @@ def _grant(error: psycopg.Error, address: Address) -> str:
     said = error.diag.message_primary or ""
     if "extension" in said:
         return f"have a superuser run CREATE EXTENSION vector; in database {database}"
+    if "temporary" in said:
+        return f"have its owner run GRANT TEMPORARY ON DATABASE {database} TO {user};"
     if "must be owner" in said:
         return f"only the owner of a table indexes or drops it: have it run GRANT its role TO {user};"
     if "database" in said:

@@ -21,6 +21,7 @@ from ...objections import ROW_BYTES, has_copy, largest_inline
 from ...types import Element, Index, Metric
 
 CATALOGUE = "vecbridge$collections"
+STAGING = "vecbridge$staging"
 
 Type = Literal["vector", "halfvec", "bit"]
 

@@ -34,6 +34,9 @@ _FILTERED = 4
 # in one statement; always as %b, since psycopg takes four times as long to write them as text
 _IDS = 10_000
 _BY_ID = "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)"
+# foreign keys onto a table are triggers of it, too
+_STAGED = "SELECT %s OR EXISTS (SELECT FROM pg_trigger WHERE tgrelid = %s::regclass)"
+_CLEARED = f"DELETE FROM {{}} WHERE id = ANY(%b) AND NOT ({_STAGED})"  # noqa: S608  both are written here
 _PART = 5_000  # records of one part of the inventory
 _MOST_CANDIDATES = 1_000  # of one HNSW scan that cannot go on: the largest hnsw.ef_search
 
@@ -111,30 +114,38 @@ class Table:
         """Insert or replace these records: all of them or none, durable when the call returns.
 
         Those that are there are deleted, and all are copied: through a staging table, as INSERT … ON CONFLICT
-        needs one, every vector would be written twice.
+        needs one, every vector would be written twice. They still go that way where others have put triggers
+        or foreign keys on the table, to which a record that is replaced must not look like one that is gone,
+        and where another writer adds one of them between our DELETE and our COPY.
         """
         # in the order of COLLATE "C", so that two writers of the same ids cannot wait for each other
         order = sorted(range(len(batch)), key=batch.ids.__getitem__)
         ids = [batch.ids[row] for row in order]
         columns = [(self._content(column, batch), column.type) for column in self._columns]
-        mode = "ROW EXCLUSIVE"
+        here = self.name.as_string(None)
+        met = False
 
         def once(connection: Connection) -> None:
-            nonlocal mode
-            try:
-                with connection.transaction():
-                    with connection.pipeline():
-                        # before anything is read: who reads first and then waits to write, may be waited for
-                        connection.execute(self._sql(f"LOCK TABLE {{}} IN {mode} MODE"))
-                        # the planner would read the whole table to look for some hundred ids, or take them
-                        # in the order in which they lie there
-                        connection.execute(_BY_ID)
-                        connection.execute(self._sql("DELETE FROM {} WHERE id = ANY(%b)"), [ids])
-                    self._copy(connection, copy.blocks(batch, order, columns))
-            except (pg.UniqueViolation, pg.DeadlockDetected):
-                # another writer's record came after our DELETE had looked; the next time nobody else writes
-                mode = "SHARE ROW EXCLUSIVE"
-                raise
+            nonlocal met
+            with connection.transaction():
+                with connection.pipeline():
+                    # before anything is read: who reads first and then waits to write, may be waited for
+                    connection.execute(self._sql("LOCK TABLE {} IN ROW EXCLUSIVE MODE"))
+                    # the planner would read the whole table to look for some hundred ids, or take them in
+                    # the order in which they lie there
+                    connection.execute(_BY_ID)
+                    connection.execute(self._sql(_CLEARED), [ids, met, here])
+                    answer = connection.execute(_STAGED, [met, here])
+                staged = answer.fetchone() == (True,)
+                blocks = copy.blocks(batch, order, columns)
+                try:
+                    if staged:
+                        self._replace(connection, blocks)
+                    else:
+                        self._copy(connection, self.name, blocks)
+                except pg.UniqueViolation:
+                    met = True
+                    raise
 
         self.run(_repeated(once))
 
@@ -151,12 +162,29 @@ class Table:
             else short
         )
 
-    def _copy(self, connection: Connection, blocks: Iterable[memoryview]) -> None:
+    def _copy(self, connection: Connection, table: Identifier, blocks: Iterable[memoryview]) -> None:
         names = SQL(", ").join(map(Identifier, sql.columns(self._manifest)))
-        statement = SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(self.name, names)
+        statement = SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(table, names)
         with connection.cursor() as cursor, cursor.copy(statement) as stream:
             for block in blocks:
                 stream.write(block)
+
+    def _replace(self, connection: Connection, blocks: Iterable[memoryview]) -> None:
+        staging = Identifier("pg_temp", sql.STAGING)
+        names = list(map(Identifier, sql.columns(self._manifest)))
+        updates = SQL(", ").join(SQL("{0} = EXCLUDED.{0}").format(name) for name in names[1:])
+        listed = SQL(", ").join(names)
+        connection.execute(
+            SQL("CREATE TEMP TABLE {} (LIKE {}) ON COMMIT DROP").format(Identifier(sql.STAGING), self.name),
+            prepare=False,
+        )
+        self._copy(connection, staging, blocks)
+        connection.execute(
+            SQL("INSERT INTO {0} ({1}) SELECT {1} FROM {2} ON CONFLICT (id) DO UPDATE SET {3}").format(
+                self.name, listed, staging, updates
+            ),
+            prepare=False,
+        )
 
     def read(self, ids: Sequence[str]) -> Batch:
         """The records of these ids in the order given; ids that are not there are left out."""
