@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sources import jsonl
 
 from vecbridge import store
@@ -21,10 +23,12 @@ from vecbridge.errors import (
     MissingExtra,
     ModelMismatch,
     SourceError,
+    TooManyRejects,
     UrlError,
     VectorError,
 )
-from vecbridge.ingestion import ingest, load
+from vecbridge.ingestion import Origin, Record, ingest, load
+from vecbridge.ingestion.survey import digest
 from vecbridge.types import Layout, Shorten
 
 WORDS = ["apple", "banana", "cherry", "damson", "elder", "fig", "grape", "hazel", "iris", "juniper"]
@@ -451,3 +455,78 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[
     small, large = megabytes(2_000), megabytes(10_000)
     assert large < 400
     assert large < small + 40
+
+
+def _matrix(folder: Path, kind: str, matrix: NDArray[np.float32]) -> Path:
+    """Records "0", "1", … with the rows of a matrix, as Parquet or as .npy with a sidecar."""
+    if kind == "npy":
+        (folder / "m.jsonl").write_text("".join(f'{{"id": "{n}"}}\n' for n in range(len(matrix))))
+        np.save(folder / "m.npy", matrix)
+        return folder / "m.npy"
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    columns = {"id": [str(n) for n in range(len(matrix))], "vector": list(matrix)}
+    parquet.write_table(pyarrow.table(columns), folder / "m.parquet")
+    return folder / "m.parquet"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+@pytest.mark.parametrize(("bad", "error"), [(np.nan, SourceError), (0.0, VectorError), (1e30, VectorError)])
+def test_nothing_stays_of_a_new_collection_where_the_last_vector_is_of_no_use(
+    tmp_path: Path, to: str, kind: str, bad: float, error: type[Exception]
+) -> None:
+    matrix = np.random.default_rng(0).standard_normal((700, 4)).astype(np.float32)
+    matrix[-1] = bad
+    source = _matrix(tmp_path, kind, matrix)
+    with pytest.raises(error, match=r"row 700: |m\.jsonl:700: "):
+        ingest(source, to=to, collection="c", batch=100)
+    with store.connect(to) as place:
+        assert place.collections() == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_vectors_of_no_use_are_rejected_once_each_and_the_others_stored(
+    tmp_path: Path, to: str, kind: str
+) -> None:
+    matrix = np.random.default_rng(0).standard_normal((700, 4)).astype(np.float32)
+    matrix[[0, 300]] = np.nan
+    matrix[[5, 699]] = 0
+    source = _matrix(tmp_path, kind, matrix)
+    first = ingest(source, to=to, collection="c", batch=100, max_rejects=4, evaluate=False)
+    assert (first.read, first.new, first.rejected) == (696, 696, 4)
+    again = ingest(source, to=to, collection="c", batch=100, max_rejects=4, evaluate=False)
+    assert (again.read, again.unchanged, again.new, again.rejected) == (696, 696, 0, 4)
+    with store.connect(to) as place:
+        found = place.open("c").get(str(n) for n in range(700))
+        kept = [n for n in range(700) if n not in (0, 5, 300, 699)]
+        assert found.ids == [str(n) for n in kept]
+        assert np.array_equal(found.vectors, matrix[kept])
+    with pytest.raises(TooManyRejects, match=r"4 rejects, where 3"):
+        ingest(source, to=to, collection="d", batch=100, max_rejects=3)
+    with store.connect(to) as place:
+        assert place.collections() == ["c"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_a_bad_vector_changes_nothing_of_a_collection_that_is_there(
+    tmp_path: Path, to: str, kind: str
+) -> None:
+    matrix = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    ingest(_matrix(tmp_path, kind, matrix), to=to, collection="c", evaluate=False)
+    changed = matrix + 1
+    changed[-1] = np.nan
+    with pytest.raises(SourceError, match=r"row 300: "):
+        ingest(_matrix(tmp_path, kind, changed), to=to, collection="c", evaluate=False)
+    with store.connect(to) as place:
+        assert np.array_equal(place.open("c").get(str(n) for n in range(300)).vectors, matrix)
+
+
+def test_digests_are_those_of_earlier_versions() -> None:
+    vector = np.arange(6, dtype=np.float32)
+    record = Record("a", "t\u00e9xt", {"b": 1, "a": [True, None]}, Origin("f"), vector)
+    text = json.dumps(["m", record.text, json.dumps(record.metadata, sort_keys=True, separators=(",", ":"))])
+    whole = blake2b(text.encode() + b"\n" + vector.astype("<f4").tobytes(), digest_size=16).digest()
+    assert digest(record, "m", "", b"mark", embedded=False) == whole + b"mark"
+    strided = Record("a", record.text, record.metadata, Origin("f"), np.repeat(vector, 2)[::2])
+    assert digest(strided, "m", "", b"mark", embedded=False) == whole + b"mark"

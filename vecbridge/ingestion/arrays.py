@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date, time
+from itertools import chain, repeat
 from typing import IO, TYPE_CHECKING, Any, Literal
 from zipfile import BadZipFile, ZipFile
 
@@ -14,8 +15,8 @@ import numpy as np
 from ..embedders import vectors
 from ..errors import MissingExtra, SourceError
 from .lines import Fault
-from .records import Fields, Origin, Record, Reject, Source, build, short
-from .tables import rows
+from .records import LATER, Fields, Origin, Record, Reject, Source, build, short
+from .tables import count, rows
 
 if TYPE_CHECKING:
     from ..types import Floats
@@ -36,21 +37,21 @@ def described(
     sidecar: Source,
     kind: Literal["jsonl", "csv"],
     encoding: str | None = None,
+    whole: bool,
 ) -> Iterator[Record | Reject]:
-    """The rows of a matrix (.npy, or .npz), each with the record of the sidecar at the same position."""
+    """The rows of a matrix (.npy, or .npz), each with the record of the sidecar at the same position.
+
+    Unless `whole`, LATER stands for the vectors, and of the matrix only its shape is read.
+    """
     member = None if source.kind == "npy" else _vector_member(source, fields.vector)
     fields = Fields(fields.id, fields.text, numbers=fields.numbers)
     n, dim = _shape(source, member)
-
-    def beside() -> Iterator[Any]:
-        return rows(sidecar, fields, kind=kind, encoding=encoding, aligned=True)
-
-    if (count := sum(1 for _ in beside())) != n:
+    if (there := count(sidecar, fields, kind=kind, encoding=encoding)) != n:
         raise SourceError(
-            f"{sidecar.file}: expected {n:,} records, one for each row of {source.file}, got {count:,}"
+            f"{sidecar.file}: expected {n:,} records, one for each row of {source.file}, got {there:,}"
         )
-    records = beside()
-    for row, values in enumerate(_vectors(source, member, dim)):
+    records = rows(sidecar, fields, kind=kind, encoding=encoding, aligned=True)
+    for row, vector in enumerate(_vectors(source, member, dim) if whole else repeat(LATER, n)):
         found = next(records, None)
         if found is None:
             raise SourceError(f"{sidecar.file}: expected {n:,} records, got {row:,}; it changed while read")
@@ -62,41 +63,43 @@ def described(
             reason = f"expected vectors in {source.file} alone, got a field {both[0]!a} too"
             yield Reject(origin, reason, name)
             continue
-        record = build(cells, fields, origin=origin, name=name, nulls=kind == "jsonl", vector=_PLACE)
-        yield _with_vector(record, values, source, row)
+        record = build(cells, fields, origin=origin, name=name, nulls=kind == "jsonl", vector=LATER)
+        yield _with_vector(record, vector, source, row)
 
 
-def named(source: Source, fields: Fields) -> Iterator[Record | Reject] | None:
-    """The rows of an .npz that holds its ids or texts beside the vectors; None where it holds neither."""
+def named(source: Source, fields: Fields, *, whole: bool) -> Iterator[Record | Reject] | None:
+    """The rows of an .npz that holds its ids or texts beside the vectors; None where it holds neither.
+
+    `whole`: see `described`.
+    """
     member, members = _vector_member(source, fields.vector), _members(source)
     ids = next((name for name in _IDS if name in members), None)
     texts = next((name for name in _TEXTS if name in members), None)
     if ids is None and texts is None:
         return None
-    return _named(source, member, ids, texts)
+    return _named(source, member, ids, texts, whole=whole)
 
 
-def _named(source: Source, member: str, ids: str | None, texts: str | None) -> Iterator[Record | Reject]:
+def _named(
+    source: Source, member: str, ids: str | None, texts: str | None, *, whole: bool
+) -> Iterator[Record | Reject]:
     n, dim = _shape(source, member)
     columns = [_column(source, name, n) for name in (ids, texts)]
-    for row, (values, key, text) in enumerate(zip(_vectors(source, member, dim), *columns, strict=True)):
+    found = _vectors(source, member, dim) if whole else repeat(LATER, n)
+    for row, (vector, key, text) in enumerate(zip(found, *columns, strict=True)):
         cells = {"id": key, "text": text}
         origin, name = Origin(source.file, "row", row + 1), f"{source.name}:{row + 1}"
-        record = build(cells, Fields(), origin=origin, name=name, nulls=False, vector=_PLACE)
-        yield _with_vector(record, values, source, row)
+        record = build(cells, Fields(), origin=origin, name=name, nulls=False, vector=LATER)
+        yield _with_vector(record, vector, source, row)
 
 
-# stands for the vector of a row while the rest of it is checked
-_PLACE = np.empty(0, dtype=np.float32)
-
-
-def _with_vector(record: Record | Reject, values: Array, source: Source, row: int) -> Record | Reject:
+def _with_vector(
+    record: Record | Reject, vector: Floats | Fault, source: Source, row: int
+) -> Record | Reject:
     if isinstance(record, Reject):
         return record
-    try:
-        vector = vectors.single(values)
-    except ValueError as error:
-        return Reject(Origin(source.file, "row", row + 1), f"expected numbers, got {error}", record.id)
+    if isinstance(vector, Fault):
+        return Reject(Origin(source.file, "row", row + 1), f"expected numbers, got {vector}", record.id)
     return Record(record.id, record.text, record.metadata, record.origin, vector)
 
 
@@ -133,17 +136,32 @@ def _shape(source: Source, member: str | None) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _vectors(source: Source, member: str | None, dim: int) -> Iterator[Array]:
-    """The rows of a matrix one by one, as they lie in the file."""
+def _vectors(source: Source, member: str | None, dim: int) -> Iterator[Floats | Fault]:
+    """The rows of a matrix one by one, or why one is no vector."""
     if member is not None:
-        yield from _stored(source, member)
+        for block in _stored(source, member):
+            yield from _rows(block)
         return
     step = max(1, min(_ROWS, _BYTES // (4 * dim)))
     start = 0
     # a map that stayed open would count as this process's memory, page by page
     while len(block := np.array(_mapped(source)[start : start + step])):
-        yield from block
+        yield from _rows(block)
         start += step
+
+
+def _rows(block: Array) -> Iterator[Floats | Fault]:
+    """The rows of a matrix as vectors, or why one is none."""
+    try:
+        whole = vectors.single(block)
+    except ValueError:
+        for values in block:
+            try:
+                yield vectors.single(values)
+            except ValueError as error:
+                yield Fault(str(error))
+        return
+    yield from whole
 
 
 def _mapped(source: Source) -> Array:
@@ -182,21 +200,21 @@ def _header_of(source: Source, member: str) -> tuple[tuple[int, ...], bool, np.d
 
 
 def _stored(source: Source, member: str) -> Iterator[Array]:
-    """The entries of an array of an .npz one by one; whole in memory only if its columns come first."""
+    """The entries of an array of an .npz, some at once; whole in memory only if its columns come first."""
     try:
         with ZipFile(source.path) as archive, archive.open(f"{member}.npy") as file:
             shape, columns_first, dtype = _header(file)
             size = dtype.itemsize * math.prod(shape[1:])
             if columns_first or not size:
                 with np.load(source.path, allow_pickle=False) as arrays:
-                    yield from arrays[member]
+                    yield arrays[member]
                 return
             step, left = max(1, min(_ROWS, _BYTES // size)), shape[0]
             while left:
                 raw = file.read(size * min(step, left))
                 if len(raw) != size * min(step, left):
                     raise ValueError(f"the last {left} of {shape[0]} entries are missing")
-                yield from np.frombuffer(raw, dtype).reshape(-1, *shape[1:])
+                yield np.frombuffer(raw, dtype).reshape(-1, *shape[1:])
                 left -= min(step, left)
     except _BROKEN as error:
         raise SourceError(f"{source.file}, array {member!a}: cannot be read: {error}") from None
@@ -212,11 +230,11 @@ def _column(source: Source, member: str | None, n: int) -> Iterator[Any]:
             f"{source.file}, array {member!a}: expected {n:,} texts, one for each vector, "
             f"got {dtype} of shape {shape}"
         )
-    return (value.item() for value in _stored(source, member))
+    return chain.from_iterable(block.tolist() for block in _stored(source, member))
 
 
-def parquet(source: Source, fields: Fields) -> Iterator[Record | Reject]:
-    """The rows of a Parquet file."""
+def parquet(source: Source, fields: Fields, *, whole: bool) -> Iterator[Record | Reject]:
+    """The rows of a Parquet file; unless `whole`, LATER stands for the vectors, which are not read then."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -229,14 +247,18 @@ def parquet(source: Source, fields: Fields) -> Iterator[Record | Reject]:
         # with a buffer the columns are read in parts; without it a whole row group lies in memory
         with pyarrow.parquet.ParquetFile(source.path, buffer_size=1 << 20) as file:
             columns, lists = _columns(list(file.schema_arrow.names), fields, source.file)
-            for batch in file.iter_batches(batch_size=_ROWS, columns=[*columns, *lists]):
-                found: list[Floats | Fault | None] = [None] * batch.num_rows
-                if lists:
-                    found = _lists(batch.column(lists[0]), source.file)
+            named = Fields(fields.id, fields.text)
+            if lists:
+                _check_lists(file.schema_arrow.field(lists[0]).type, source.file)
+            wanted = [*columns, *(lists if whole else ())]
+            for batch in file.iter_batches(batch_size=_ROWS, columns=wanted):
+                found: Iterable[Floats | Fault | None] = repeat(LATER if lists else None, batch.num_rows)
+                if lists and whole:
+                    found = _lists(batch.column(lists[0]))
                 for values, vector in zip(_values(batch.select(columns)), found, strict=True):
                     number += 1
                     origin, name = Origin(source.file, "row", number), f"{source.name}:{number}"
-                    yield _row(values, vector, fields, origin, name)
+                    yield _row(values, vector, named, origin, name)
     except SourceError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -248,29 +270,43 @@ def _row(
 ) -> Record | Reject:
     if isinstance(values, Fault):
         return Reject(origin, str(values))
-    cells = {key: _plain(value) for key, value in values.items()}
-    fields = Fields(fields.id, fields.text)
     if isinstance(vector, Fault):
         # checked without it, for its id
-        record = build(cells, fields, origin=origin, name=name, nulls=False, vector=_PLACE)
-        return Reject(origin, str(vector), record.id)
-    return build(cells, fields, origin=origin, name=name, nulls=False, vector=vector)
+        record = build(values, fields, origin=origin, name=name, nulls=False, vector=LATER)
+        return Reject(origin, f"expected a vector, got {vector}", record.id)
+    return build(values, fields, origin=origin, name=name, nulls=False, vector=vector)
 
 
 def _values(batch: Any) -> Iterator[dict[str, Any] | Fault]:
     """The plain values of each row; why not, where a text is not UTF-8 or a date out of range."""
+    names = batch.schema.names
     try:
-        yield from batch.to_pylist()
-        return
+        # by column: rows of dicts take four times as long
+        columns = [_cells(column) for column in batch.columns]
     except (ValueError, OverflowError):
         pass
+    else:
+        for cells in zip(*columns, strict=True) if columns else repeat((), batch.num_rows):
+            yield dict(zip(names, cells, strict=True))
+        return
     for row in range(batch.num_rows):
         try:
-            yield from batch.slice(row, 1).to_pylist()
+            yield {name: _cells(column)[0] for name, column in zip(names, batch.slice(row, 1), strict=True)}
         except UnicodeDecodeError:
             yield Fault("expected text in UTF-8, got other bytes; write the file anew with valid text")
         except (ValueError, OverflowError) as error:
             yield Fault(f"expected values that Python can hold: {short(str(error))}")
+
+
+def _cells(column: Any) -> list[Any]:
+    """The values of a column as JSON can hold them."""
+    from pyarrow import types
+
+    values: list[Any] = column.to_pylist()
+    kind = column.type
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind):
+        return values
+    return [_plain(value) for value in values]
 
 
 def _columns(names: list[str], fields: Fields, place: str) -> tuple[list[str], list[str]]:
@@ -286,22 +322,28 @@ def _columns(names: list[str], fields: Fields, place: str) -> tuple[list[str], l
     return [name for name in names if name not in lists and not name.startswith("__index_level_")], lists
 
 
-def _lists(column: Any, place: str) -> list[Floats | Fault | None]:
+def _check_lists(kind: Any, place: str) -> None:
+    """Raise SourceError unless a column holds lists of numbers."""
+    from pyarrow import types
+
+    inner = getattr(kind, "value_type", None)
+    if inner is None or not (types.is_floating(inner) or types.is_integer(inner)):
+        raise SourceError(f"{place}: expected the vectors as lists of numbers, got {kind}")
+
+
+def _lists(column: Any) -> Iterator[Floats | Fault | None]:
     """The vectors of a list column; None for its nulls."""
-    import pyarrow
     from pyarrow import compute
 
-    kind = column.type
-    inner = getattr(kind, "value_type", None)
-    if inner is None or not (pyarrow.types.is_floating(inner) or pyarrow.types.is_integer(inner)):
-        raise SourceError(f"{place}: expected the vectors as lists of numbers, got {kind}")
     flat = column.flatten()
     lengths = compute.fill_null(compute.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    values = flat.to_numpy(zero_copy_only=False)
+    if not column.null_count and not flat.null_count and lengths[0] and (lengths == lengths[0]).all():
+        yield from _rows(values.reshape(len(column), -1))
+        return
     ends = np.cumsum(lengths)
     nulls = flat.is_null().to_numpy(zero_copy_only=False) if flat.null_count else None
-    values = flat.to_numpy(zero_copy_only=False)
     present = column.is_valid().to_numpy(zero_copy_only=False)
-    found: list[Floats | Fault | None] = []
     for row, end in enumerate(ends):
         part = slice(end - lengths[row], end)
         try:
@@ -309,10 +351,9 @@ def _lists(column: Any, place: str) -> list[Floats | Fault | None]:
                 raise ValueError("an empty list")
             if nulls is not None and nulls[part].any():
                 raise ValueError("a null among its numbers")
-            found.append(vectors.single(values[part]) if present[row] else None)
+            yield vectors.single(values[part]) if present[row] else None
         except ValueError as error:
-            found.append(Fault(f"expected a vector, got {error}"))
-    return found
+            yield Fault(str(error))
 
 
 def _plain(value: Any) -> Any:

@@ -47,15 +47,16 @@ class Part:
 class Encoder:
     """Where vectors come from: a service, an embedder in this process, or the records themselves.
 
-    `threads`: how many calls of `part` are worth making at once.
+    `dim`: the length of vectors, where that is known of records. `threads`: how many calls of `part` are
+    worth making at once.
     """
 
-    def __init__(self, embedder: Embedder | None, *, batch: int) -> None:
+    def __init__(self, embedder: Embedder | None, *, batch: int, dim: int | None = None) -> None:
         self._embedder = embedder
         self._batch = batch
         # a model that has taken a text is not broken as a whole
         self._accepted = False
-        self.dim = embedder.dim if embedder else None
+        self.dim = embedder.dim if embedder else dim
         self.threads = 1
         if isinstance(embedder, Service):
             # the service bounds what is in flight: while one thread keeps an answer, another one can ask
@@ -77,7 +78,9 @@ class Encoder:
         """The vectors of a batch. Raises EmbedderError."""
         if self._embedder is None:
             rows = [item.record.vector for item in items]
-            return Part(items, np.stack([row for row in rows if row is not None]))
+            vectors = np.stack([row for row in rows if row is not None])
+            self.dim = vectors.shape[1]
+            return Part(items, vectors)
         texts = [item.record.text or "" for item in items]
         if isinstance(self._embedder, Service):
             answer = self._embedder.request(texts)

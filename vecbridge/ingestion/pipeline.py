@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from os.path import normpath
@@ -27,6 +27,7 @@ from ..manifest import check_name
 from ..planner import WORTHWHILE, Plan, make_space, share
 from ..types import FieldKind, Layout, Metric, Progress
 from .cutting import Cutting
+from .fits import Fits
 from .flow import BATCH, Encoder
 from .loading import Load
 from .memo import Memo
@@ -176,7 +177,6 @@ def ingest(
             vector_field=vector_field,
             numbers=numbers,
         )
-        units = again()
         refused = Rejects(rejects, most=max_rejects)
         stack.callback(refused.close, finished=False)
         using = _using(embedder, stack, kept)
@@ -211,23 +211,24 @@ def ingest(
             mark=owner(known_as),
             embedded=using is not None,
         )
-        work: Work = Spool() if using is not None else Reread(lambda: _records(again()), digests)
+        fits = Fits(target.space if target else None, metric=metric or "cosine", rejects=refused)
+        reread = Reread(again, digests, fits=fits, rejects=refused)
+        work: Work = reread if using is None else Spool(digests)
         stack.callback(work.close)
         survey = Survey(
             target=target,
             work=work,
             rejects=refused,
-            space=target.space if target else None,
-            metric=metric or "cosine",
+            fits=fits,
             digest=digests,
             mark=owner(known_as),
             cutting=cutting,
             report=report,
         )
         with clock("read"):
-            survey.run(units)
+            survey.run(again(whole=using is None))
             if marks := survey.repeated():
-                _check_repeated(again(), marks)
+                _check_repeated(again(whole=False), marks)
             if memo is not None:
                 memo.flush()
             gone, notes = _gone(survey, target, known_as, prune_limit) if prune else ([], [])
@@ -239,9 +240,9 @@ def ingest(
             )
 
         load = Load(
-            Encoder(using, batch=batch),
+            Encoder(using, batch=batch, dim=target.space.dim if target else None),
             work,
-            cosine=(target.space.metric if target else metric or "cosine") == "cosine",
+            cosine=using is not None and (target.space.metric if target else metric or "cosine") == "cosine",
             rejects=refused,
             clock=clock,
             report=report,
@@ -313,7 +314,7 @@ def ingest(
             model=target.space.model,
             dim=target.space.dim,
             documents=survey.documents,
-            read=survey.records,
+            read=survey.records - reread.refused,
             new=load.new,
             changed=load.changed,
             unchanged=survey.unchanged,
@@ -366,13 +367,6 @@ def _since(before: Usage, now: Usage) -> Usage:
     return Usage(
         **{one.name: getattr(now, one.name) - getattr(before, one.name) for one in dataclasses.fields(Usage)}
     )
-
-
-def _records(units: Iterable[Record | Document | Reject]) -> Iterator[Record]:
-    """The records of a source whose vectors are stored, leaving out what the survey has rejected."""
-    for unit in units:
-        if isinstance(unit, Record):
-            yield unit
 
 
 def _gone(

@@ -31,7 +31,7 @@ from typing import Any, Literal, get_args
 from ..errors import MissingExtra, SourceError
 from .arrays import described, named, parquet
 from .lines import Fault, check_encoding, shown, whole
-from .records import Document, Fields, Kind, Origin, Record, Reject, Source, build, objection
+from .records import LATER, Document, Fields, Kind, Origin, Record, Reject, Source, build, objection
 from .tables import rows
 
 Item = Record | Document | Reject
@@ -73,6 +73,7 @@ def read(
     numbers: Sequence[str] = (),
     encoding: str | None = None,
     kind: Kind | None = None,
+    whole: bool = True,
 ) -> Iterator[Item]:
     """The records or documents of a file or folder, one after the other, and a Reject for each that is none.
 
@@ -91,7 +92,9 @@ def read(
 
     Fields have other names with `id_field`, `text_field`, `vector_field`; a field named so must be there.
     `numbers`: columns of a CSV that hold numbers. `encoding`: of text that has no byte order mark, UTF-8
-    unless given; HTML says its own. `kind`: what the file is, whatever its name.
+    unless given; HTML says its own. `kind`: what the file is, whatever its name. Unless `whole`, vectors that
+    lie apart from their rows, in a column of Parquet or a matrix, are not read: an empty array stands for
+    each.
 
     Rows are read one by one, and documents one by one: memory stays small whatever the size of the whole.
     Raises SourceError where the source as a whole cannot be used, or holds nothing, and MissingExtra.
@@ -104,8 +107,8 @@ def read(
             raise SourceError(_NUMBERS.format("standard input, unless its kind (--kind) is csv,"))
         return _once(kind, fields, encoding)
     if isinstance(source, Source):
-        return _items(source if kind is None else replace(source, kind=kind), fields, encoding)
-    return _items(_located(Path(source), kind), fields, encoding)
+        return _items(source if kind is None else replace(source, kind=kind), fields, encoding, whole=whole)
+    return _items(_located(Path(source), kind), fields, encoding, whole=whole)
 
 
 def strict(items: Iterable[Item]) -> Iterator[Record | Document]:
@@ -156,19 +159,19 @@ _NUMBERS = "numbers (--number) is for CSV, where all is text; {} has types of it
 
 def _once(kind: Kind | None, fields: Fields, encoding: str | None) -> Iterator[Item]:
     with materialised(STDIN, kind) as source:
-        yield from _items(source, fields, encoding)
+        yield from _items(source, fields, encoding, whole=True)
 
 
-def _items(source: Source, fields: Fields, encoding: str | None) -> Iterator[Item]:
+def _items(source: Source, fields: Fields, encoding: str | None, *, whole: bool) -> Iterator[Item]:
     """Check what can be checked before anything is read, and begin."""
     if fields.numbers and source.kind not in ("csv", "npy", "npz"):
         raise SourceError(_NUMBERS.format(source.file))
     if source.kind == "parquet":
-        items: Iterator[Item] = parquet(source, fields)
+        items: Iterator[Item] = parquet(source, fields, whole=whole)
     elif source.kind in ("jsonl", "csv"):
         items = _rows(source, fields, encoding)
     elif source.kind in ("npy", "npz"):
-        items = _matrix(source, fields, encoding)
+        items = _matrix(source, fields, encoding, whole=whole)
     elif source.kind == "folder":
         items = _walk(source, encoding)
     else:
@@ -218,7 +221,7 @@ def _checked(items: Iterator[Item], source: Source) -> Iterator[Item]:
     length = 0
     for item in items:
         nothing = False
-        if isinstance(item, Record) and item.vector is not None:
+        if isinstance(item, Record) and item.vector is not None and item.vector is not LATER:
             if first is None:
                 first, length = item.origin, len(item.vector)
             elif len(item.vector) != length:
@@ -243,8 +246,8 @@ def _rows(source: Source, fields: Fields, encoding: str | None) -> Iterator[Item
             yield build(values, fields, origin=origin, name=name, nulls=kind == "jsonl")
 
 
-def _matrix(source: Source, fields: Fields, encoding: str | None) -> Iterator[Item]:
-    if source.kind == "npz" and (records := named(source, fields)) is not None:
+def _matrix(source: Source, fields: Fields, encoding: str | None, *, whole: bool) -> Iterator[Item]:
+    if source.kind == "npz" and (records := named(source, fields, whole=whole)) is not None:
         if fields.numbers:
             raise SourceError(_NUMBERS.format(source.file))
         return records
@@ -252,7 +255,7 @@ def _matrix(source: Source, fields: Fields, encoding: str | None) -> Iterator[It
     kind: Literal["jsonl", "csv"] = "csv" if sidecar.kind == "csv" else "jsonl"
     if fields.numbers and kind != "csv":
         raise SourceError(_NUMBERS.format(sidecar.file))
-    return described(source, fields, sidecar=sidecar, kind=kind, encoding=encoding)
+    return described(source, fields, sidecar=sidecar, kind=kind, encoding=encoding, whole=whole)
 
 
 def _sidecar(path: Path) -> Source:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from ..checks import ID_BYTES, text_bytes
 from ..checks import metadata as check_metadata
 from ..embedders import vectors
@@ -25,6 +27,8 @@ Kind = Literal[
 _ID = ("id",)
 _TEXT = ("text", "document", "content")
 _VECTOR = ("vector", "embedding")
+# stands for a vector that lies apart from the rest of its row, and is read later
+LATER: Floats = np.empty(0, dtype=np.float32)
 # what chunking puts behind the id of a document: "#" and a position
 _SUFFIX_BYTES = 16
 
@@ -65,7 +69,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """One thing to store. `vector` is float32 (dim,) where the source has it.
+    """One thing to store. `vector` is float32 (dim,) where the source has it, LATER where it was left out.
 
     `document`: the id of the document that it is a chunk of, else None.
     """

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import InputError, SourceError
-from .records import Record
+from .fits import Fits
+from .records import Document, Record, Reject
+from .rejects import Rejects
+
+# of a unit of the source: nothing to do, to be written, found to be of no use when its vector was read
+_DONE, _NEW, _CHANGED, _REFUSED = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +37,11 @@ class Work(Protocol):
 
     total: int
 
-    def add(self, record: Record, digest: bytes, *, new: bool) -> None:
+    def add(self, record: Record, *, new: bool) -> None:
         """One more to do."""
 
     def keep(self) -> None:
-        """One that is done already."""
+        """One that is done already, or rejected."""
 
     def __iter__(self) -> Iterator[Item]:
         """What there is to do, in the order of the source."""
@@ -48,20 +53,22 @@ class Work(Protocol):
 class Spool:
     """Work in a temporary file: the source is read, converted and cut into chunks only once."""
 
-    def __init__(self) -> None:
+    def __init__(self, digest: Callable[[Record], bytes]) -> None:
         self.total = 0
+        self._digest = digest
         self._file = tempfile.TemporaryFile(prefix="vecbridge-")  # noqa: SIM115 - close() gives it back
 
-    def add(self, record: Record, digest: bytes, *, new: bool) -> None:
+    def add(self, record: Record, *, new: bool) -> None:
         """One more to do. Raises InputError where the disk is full."""
+        item = Item(record, self._digest(record), new, self.total)
         try:
-            pickle.dump(Item(record, digest, new, self.total), self._file, pickle.HIGHEST_PROTOCOL)
+            pickle.dump(item, self._file, pickle.HIGHEST_PROTOCOL)
         except OSError as error:
             raise _full(error) from error
         self.total += 1
 
     def keep(self) -> None:
-        """One that is done already needs no place."""
+        """What is done already, or rejected, needs no place."""
 
     def __iter__(self) -> Iterator[Item]:
         try:
@@ -91,36 +98,59 @@ def _full(error: OSError) -> InputError:
 
 
 class Reread:
-    """Work that is taken from the source once more: vectors would fill a disk, and need no conversion."""
+    """Work that is taken from the source once more: vectors would fill a disk, and need no conversion.
 
-    def __init__(self, again: Callable[[], Iterable[Record]], digest: Callable[[Record], bytes]) -> None:
-        self.total = 0
+    `again` gives the units of the source, as many as the survey has seen. `fits` is asked of each record
+    that is given, as the source may have changed. `refused`: how many have turned out to be none; each is
+    counted in `rejects` once, however often the work is read.
+    """
+
+    def __init__(
+        self,
+        again: Callable[[], Iterable[Record | Document | Reject]],
+        digest: Callable[[Record], bytes],
+        *,
+        fits: Fits,
+        rejects: Rejects,
+    ) -> None:
+        self.total = self.refused = 0
         self._again = again
         self._digest = digest
-        # for each record of the source 0 where it is done already, 1 where it is new, 2 where it has changed
+        self._fits = fits
+        self._rejects = rejects
+        # one for each unit of the source
         self._marks = bytearray()
 
-    def add(self, record: Record, digest: bytes, *, new: bool) -> None:
+    def add(self, record: Record, *, new: bool) -> None:
         """One more to do."""
-        self._marks.append(1 if new else 2)
+        self._marks.append(_NEW if new else _CHANGED)
         self.total += 1
 
     def keep(self) -> None:
-        """One that is done already."""
-        self._marks.append(0)
+        """One that is done already, or rejected."""
+        self._marks.append(_DONE)
 
     def __iter__(self) -> Iterator[Item]:
-        position = 0
-        records = iter(self._again())
-        for mark in self._marks:
-            if (record := next(records, None)) is None:
+        position = -1
+        units = iter(self._again())
+        # nothing is read behind the last one that there is to do
+        for at in range(len(self._marks.rstrip(bytes([_DONE])))):
+            if (unit := next(units, None)) is None:
                 raise SourceError(
                     "expected a source that stays as it is while it is read, got fewer records the second "
                     "time; run again"
                 )
-            if mark:
-                yield Item(record, self._digest(record), mark == 1, position)
-                position += 1
+            mark = self._marks[at]
+            position += mark != _DONE
+            if mark not in (_NEW, _CHANGED):
+                continue
+            if isinstance(unit, Record) and self._fits(unit):
+                yield Item(unit, self._digest(unit), mark == _NEW, position)
+                continue
+            self._marks[at] = _REFUSED
+            self.refused += 1
+            if isinstance(unit, Reject):
+                self._rejects.add(unit)
 
     def close(self) -> None:
         """Nothing is held open."""

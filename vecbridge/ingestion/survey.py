@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import checks
-from ..errors import DimensionMismatch, InputError, SourceError
-from ..types import Metric, Space
+from ..errors import SourceError
 from .cutting import Cutting
+from .fits import Fits
 from .records import Document, Record, Reject, objection
 from .rejects import Rejects
 from .spool import Work
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 GROUP = 1_024
 _REPORTED = 1_000
 CONTENT, OWNER = 16, 8
+_METADATA = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def owner(source: str) -> bytes:
@@ -36,18 +36,19 @@ def owner(source: str) -> bytes:
 def digest(record: Record, model: str | None, prefix: str, mark: bytes, *, embedded: bool) -> bytes:
     """16 bytes that change whenever the stored record would, by model, text, metadata or own vector, and the
     8 bytes of the source's name."""
-    metadata = json.dumps(record.metadata, sort_keys=True, separators=(",", ":"))
+    metadata = _METADATA.encode(record.metadata)
     text = json.dumps([model, record.text, metadata, *([prefix] if prefix else [])])
     content = blake2b(text.encode(), digest_size=CONTENT)
     if not embedded and record.vector is not None:
-        content.update(b"\n" + record.vector.astype("<f4").tobytes())
+        content.update(b"\n")
+        content.update(np.ascontiguousarray(record.vector, dtype="<f4").data)
     return content.digest() + mark
 
 
 class Survey:
     """What a source holds, compared with what a collection holds.
 
-    `cutting`: how texts become chunks, None where the source's own vectors are stored.
+    `cutting`: how texts become chunks, None where the source's own vectors are stored, if they are `fits`.
 
     `documents`: files and rows that were read. `records`: those that can be stored. `unchanged`: those that
     are stored already. `foreign`: those that are there from a source of another name. `stale`: ids of chunks
@@ -61,8 +62,7 @@ class Survey:
         target: Collection | None,
         work: Work,
         rejects: Rejects,
-        space: Space | None,
-        metric: Metric,
+        fits: Fits,
         digest: Callable[[Record], bytes],
         mark: bytes,
         cutting: Cutting | None,
@@ -71,18 +71,16 @@ class Survey:
         self.documents = self.records = self.unchanged = self.foreign = 0
         self.stale: list[str] = []
         self.lost = False
-        self.dim: int | None = None
         self._target = target
         self._work = work
         self._rejects = rejects
-        self._space = space
-        self._metric = metric
+        self._fits = fits
         self._digest = digest
         self._mark = mark
         self._cutting = cutting
         self._report = report
         self._marks = array("Q")
-        # in the place of a record that was rejected stands None
+        # in the place of what was rejected stands None
         self._group: list[Record | None] = []
         self._ends: list[tuple[str, int]] = []
 
@@ -91,6 +89,7 @@ class Survey:
         for unit in units:
             if isinstance(unit, Reject):
                 self._refuse(unit)
+                self._group.append(None)
                 continue
             self.documents += 1
             if isinstance(unit, Document) or (self._cutting and self._cutting.chunking.rows):
@@ -169,7 +168,9 @@ class Survey:
     def _usable(self, record: Record) -> bool:
         """Whether the record can become one of the collection; if not, it is rejected."""
         if self._cutting is None:
-            return self._fits(record)
+            fit = self._fits(record)
+            self.lost = self.lost or not fit
+            return fit
         reason = None
         if not (record.text and record.text.strip()):
             reason = "expected text to embed, got none"
@@ -178,28 +179,6 @@ class Survey:
         if reason is not None:
             self._refuse(Reject(record.origin, reason, record.id))
         return reason is None
-
-    def _fits(self, record: Record) -> bool:
-        """Whether the record has a vector that the collection can hold."""
-        if record.vector is None:
-            self._refuse(
-                Reject(
-                    record.origin, "expected a vector, got text alone; choose an embedder for it", record.id
-                )
-            )
-            return False
-        self._space = self._space or Space(len(record.vector), self._metric)
-        self.dim = self._space.dim
-        try:
-            checks.vectors(record.vector[None, :], space=self._space, what="the vector")
-        except DimensionMismatch as error:
-            # not one vector is wrong but the source as a whole
-            raise DimensionMismatch(f"{record.origin}: {error}") from None
-        except InputError as error:
-            self.lost = True
-            self._rejects.add(Reject(record.origin, str(error), record.id), error=error)
-            return False
-        return True
 
     def _flush(self) -> None:
         """Compare the records at hand with what is stored."""
@@ -215,13 +194,13 @@ class Survey:
             if record is None:
                 self._work.keep()
                 continue
-            fresh, old = self._digest(record), known.get(record.id)
+            old = known.get(record.id)
             self.foreign += old is not None and old[CONTENT:] not in (self._mark, b"")
-            if old is not None and old[:CONTENT] == fresh[:CONTENT]:
+            if old is not None and old[:CONTENT] == self._digest(record)[:CONTENT]:
                 self.unchanged += 1
                 self._work.keep()
             else:
-                self._work.add(record, fresh, new=old is None)
+                self._work.add(record, new=old is None)
         if self._target is not None:
             for document, count in ends:
                 self._shorter(self._target, document, count, known)

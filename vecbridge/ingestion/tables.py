@@ -52,6 +52,15 @@ def rows(
         yield origin, name, row
 
 
+def count(
+    source: Source, fields: Fields, *, kind: Literal["jsonl", "csv"], encoding: str | None = None
+) -> int:
+    """How many rows `rows` gives, those that cannot be read among them."""
+    if kind == "csv":
+        return sum(1 for _ in rows(source, fields, kind=kind, encoding=encoding, aligned=True))
+    return sum(not line.isspace() for line in lines(source.path, encoding=encoding, file=source.file))
+
+
 def _constant(name: str) -> None:
     raise ValueError(f"{name}, which is no JSON number")
 
