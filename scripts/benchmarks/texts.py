@@ -1,6 +1,6 @@
 """Ingesting real texts: what is found again, what is in flight, what a run costs in which nothing changed.
 
-scripts/bench.py calls it. The texts are definitions of WordNet.
+The texts are definitions of WordNet.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,11 @@ from vecbridge.ingestion.chunking import Chunker, chunking, counter
 from vecbridge.ingestion.records import Document, Origin
 from vecbridge.types import Layout
 
+from .bench import Bench
+from .measure import Line, least, turns
+
 Floats = NDArray[np.float32]
-Line = dict[str, Any]
+Gloss = dict[str, Any]
 SEED = 0
 QUESTIONS = 1_000
 PLANNED = 1_000_000  # rows that the layouts are planned for: a plan for 6,000 needs no index
@@ -44,26 +47,25 @@ RUN = 3.0  # seconds for which there is work
 GOAL = 0.99, 0.9
 
 
-def rows(
-    folder: Path,
-    url: str,
-    *,
-    paired: Callable[[Callable[[], float], Callable[[], float], int], tuple[float, float, float]],
-    rounds: int,
-    glosses: Path = GLOSSES,
-) -> list[Line]:
-    """Lines of the table. `url` of a pgvector store; `glosses`: as in `vecbridge.data`, or more of them."""
-    folder.mkdir()
-    known = read(glosses)
-    places = {"flat": f"flat:{folder / 'flat'}", "pgvector": url, "Edge": f"qdrant:{folder / 'edge'}"}
-    return [
-        *_found(folder, places, known),
-        *_flying(folder, places, known, paired=paired, rounds=rounds),
-        *_again(folder, known, rounds=rounds),
-    ]
+def texts(bench: Bench) -> list[Line]:
+    """Definitions of WordNet: those in the package, or more of them."""
+    known = read(bench.glosses or GLOSSES)[: bench.rows]
+    count = min(bench.rounds, 3)
+    with bench.place("texts") as folder:
+        folder.mkdir()
+        places = {
+            "flat": f"flat:{folder / 'flat'}",
+            "pgvector": bench.postgres,
+            "Edge": f"qdrant:{folder / 'edge'}",
+        }
+        return [
+            *_found(folder, places, known),
+            *_flying(folder, places, known, rounds=count, seconds=min(RUN, len(known) / 500)),
+            *_again(folder, known, rounds=count),
+        ]
 
 
-def read(path: Path) -> list[Line]:
+def read(path: Path) -> list[Gloss]:
     """Definitions, from JSON lines, packed or not."""
     content = path.read_bytes()
     text = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -73,7 +75,7 @@ def read(path: Path) -> list[Line]:
 # --- what is found again
 
 
-def questions(glosses: list[Line], kind: str) -> list[tuple[str, int]]:
+def questions(glosses: list[Gloss], kind: str) -> list[tuple[str, int]]:
     """Questions, each with the row of the definition that answers it.
 
     "what is X?" for words with one definition, which does not contain them: meaning alone leads there.
@@ -102,11 +104,11 @@ def mrr(ranked: Iterator[Sequence[str]], right: Sequence[str]) -> float:
     return statistics.fmean(ranks)
 
 
-def _found(folder: Path, places: dict[str, str], glosses: list[Line]) -> list[Line]:
+def _found(folder: Path, places: dict[str, str], glosses: list[Gloss]) -> list[Line]:
     source = folder / "glosses.jsonl"
     source.write_text("".join(json.dumps(gloss) + "\n" for gloss in glosses))
     ids = [gloss["id"] for gloss in glosses]
-    lines = []
+    lines: list[Line] = []
     for spec, kinds in (("wordllama", ("what is X?", "own words")), (f"hashing:{DIM}", ("own words",))):
         embedder = embedders.load(spec)
         vectors = _embedded(embedder, [gloss["text"] for gloss in glosses])
@@ -135,17 +137,22 @@ def _found(folder: Path, places: dict[str, str], glosses: list[Line]) -> list[Li
                 for kind in kinds:
                     hits = (papers.search(query, k=10) for query in queries[kind])
                     through = mrr(([hit.id for hit in some] for some in hits), right[kind])
-                    lines.append(
-                        {
-                            "job": f"MRR@10, {len(asked[kind]):,} questions ({kind}), {len(ids):,} texts, "
-                            f"{embedder.model}, {place}: {layout}",
-                            "ours": f"{through:.4f}",
-                            "by_hand": f"{exact[kind]:.4f} (numpy, exact, full dimension)",
-                            "ratio": through / exact[kind],
-                            "goal": f">= {GOAL[0]} of exact",
-                            "met": through >= GOAL[0] * exact[kind],
-                        }
+                    what = (
+                        f"MRR@10, {len(asked[kind]):,} questions ({kind}), {len(ids):,} texts, "
+                        f"{embedder.model}, {place}: {layout}"
                     )
+                    lines.append(
+                        Line(
+                            "texts",
+                            what,
+                            "",
+                            "numpy, exact, full dimension",
+                            ((through, exact[kind]),),
+                            more=True,
+                            goal=least(GOAL[0]),
+                        )
+                    )
+                store.drop(name)
     return lines
 
 
@@ -165,8 +172,8 @@ def _nearest(vectors: Floats, query: Floats) -> list[int]:
 
 @contextmanager
 def provider() -> Iterator[str]:
-    """The base URL of an API in another process: see bench_provider."""
-    program = Path(__file__).with_name("bench_provider.py")
+    """The base URL of an API in another process: see `provider`."""
+    program = Path(__file__).with_name("provider.py")
     with subprocess.Popen(
         [sys.executable, program, str(DIM), str(SECONDS)], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -201,16 +208,16 @@ def flight(base: str, most: int) -> tuple[float, float, float]:
 def _flying(
     folder: Path,
     places: dict[str, str],
-    glosses: list[Line],
+    glosses: list[Gloss],
     *,
-    paired: Callable[[Callable[[], float], Callable[[], float], int], tuple[float, float, float]],
     rounds: int,
+    seconds: float,
 ) -> list[Line]:
-    lines = []
+    lines: list[Line] = []
     numbers = itertools.count()
     with provider() as base:
-        for place, most in itertools.product(("flat", "pgvector"), (4, 8)):
-            count = round(RUN / SECONDS) * most
+        for place, wanted in itertools.product(("flat", "pgvector"), (4, 8)):
+            count = round(seconds / SECONDS) * wanted
             texts = [f"{gloss['text']} {n}" for n, gloss in enumerate(_cycle(glosses, count * TEXTS))]
             source = folder / f"flying-{count}.jsonl"
             source.write_text(
@@ -218,8 +225,10 @@ def _flying(
             )
             seen: list[tuple[float, float]] = []
 
-            def ours(place: str = place, most: int = most, source: Path = source, seen: Any = seen) -> float:
-                embedder = _client(base, most)
+            def ours(
+                turn: int, place: str = place, wanted: int = wanted, source: Path = source, seen: Any = seen
+            ) -> float:
+                embedder = _client(base, wanted)
                 try:
                     vecbridge.ingest(
                         source,
@@ -232,40 +241,45 @@ def _flying(
                     )
                 finally:
                     embedder.close()
-                full, mean, speed = flight(base, most)
-                seen.append((mean, speed))
+                full, mean, speed = flight(base, wanted)
+                if turn >= 0:
+                    seen.append((mean, speed))
                 return full
 
-            def by_hand(most: int = most, texts: list[str] = texts) -> float:
-                _post(base, texts, most)
-                return flight(base, most)[0]
+            def by_hand(turn: int, wanted: int = wanted, texts: list[str] = texts) -> float:
+                _post(base, texts, wanted)
+                return flight(base, wanted)[0]
 
-            share, hand, ratio = paired(ours, by_hand, rounds)
-            mean, speed = (statistics.median(one[n] for one in seen) for n in (0, 1))
-            ceiling = most * TEXTS / SECONDS
+            found = turns({"ours": ours, "hand": by_hand}, rounds)
+            shares = tuple(zip(found["ours"], found["hand"], strict=True))
+            mean = statistics.median(one for one, _ in seen)
+            ceiling = wanted * TEXTS / SECONDS
+            each = f"{SECONDS * 1e3:.0f} ms and {TEXTS} x {DIM:,} each"
+            what = f"{wanted} requests in flight, {each}, into {place}"
             lines += [
-                {
-                    "job": f"time with all {most} requests in flight, {SECONDS * 1e3:.0f} ms and {TEXTS} x "
-                    f"{DIM:,} each, into {place}",
-                    "ours": f"{share:.0%}",
-                    "by_hand": f"{hand:.0%} (bare httpx, answers thrown away)",
-                    "ratio": ratio,
-                    "goal": f">= {GOAL[1]:.0%} of the time",
-                    "met": share >= GOAL[1],
-                },
-                {
-                    "job": "  in flight on average, and texts/s",
-                    "ours": f"{mean:.2f}, {speed:,.0f} texts/s",
-                    "by_hand": f"{most}, {ceiling:,.0f} texts/s (the server's ceiling)",
-                    "ratio": speed / ceiling,
-                    "goal": "",
-                    "met": True,
-                },
+                Line(
+                    "texts",
+                    f"share of the time with all {what}",
+                    "",
+                    "bare httpx, answers thrown away",
+                    shares,
+                    more=True,
+                    goal=least(GOAL[1], ours=True),
+                    note=f"{mean:.2f} on average",
+                ),
+                Line(
+                    "texts",
+                    f"texts/s with {what}",
+                    "texts/s",
+                    "the server's ceiling",
+                    tuple((speed, ceiling) for _, speed in seen),
+                    more=True,
+                ),
             ]
     return lines
 
 
-def _cycle(glosses: list[Line], count: int) -> Iterator[Line]:
+def _cycle(glosses: list[Gloss], count: int) -> Iterator[Gloss]:
     return itertools.islice(itertools.cycle(glosses), count)
 
 
@@ -302,7 +316,7 @@ def _post(base: str, texts: list[str], most: int) -> None:
 # --- a run in which nothing changed
 
 
-def _again(folder: Path, glosses: list[Line], *, rounds: int) -> list[Line]:
+def _again(folder: Path, glosses: list[Gloss], *, rounds: int) -> list[Line]:
     documents = folder / "documents"
     documents.mkdir()
     topics: dict[str, list[str]] = {}
@@ -335,19 +349,15 @@ def _again(folder: Path, glosses: list[Line], *, rounds: int) -> list[Line]:
             assert after.usage is not None
             assert after.usage.requests == 0
             times.append((first, second))
-        first, second, ratio = (
-            statistics.median(one) for one in (*zip(*times, strict=True), [b / a for a, b in times])
+    per = 1_000 / after.read
+    lines = [
+        Line(
+            "texts",
+            f"second run, nothing changed, {after.documents:,} Markdown files, {after.read:,} chunks",
+            "s for 1,000 chunks",
+            f"the first run, 8 requests of {SECONDS * 1e3:.0f} ms in flight",
+            tuple((second * per, first * per) for first, second in times),
         )
-    lines: list[Line] = [
-        {
-            "job": f"second run, nothing changed, {after.documents:,} Markdown files, {after.read:,} chunks",
-            "ours": f"{second * 1e3 / after.read:.2f} s for 1,000 chunks",
-            "by_hand": f"{first * 1e3 / after.read:.2f} s in the first run, 8 requests of "
-            f"{SECONDS * 1e3:.0f} ms in flight",
-            "ratio": ratio,
-            "goal": "",
-            "met": True,
-        }
     ]
     text = "\n".join(path.read_text() for path in sorted(documents.iterdir()))
     wordllama: Any = embedders.load("wordllama")
@@ -360,16 +370,14 @@ def _again(folder: Path, glosses: list[Line], *, rounds: int) -> list[Line]:
             start = time.perf_counter()
             chunks = sum(1 for _ in chunker.cut(document))
             taken.append(time.perf_counter() - start)
-        speed = len(text.encode()) / 1e6 / statistics.median(taken)
         lines.append(
-            {
-                "job": f"  cutting Markdown into {chunks:,} chunks of up to {chunker.chunking.tokens}, "
+            Line(
+                "texts",
+                f"cutting Markdown into {chunks:,} chunks of up to {chunker.chunking.tokens}, "
                 f"counted by {count.name}",
-                "ours": f"{speed:.2f} MB/s",
-                "by_hand": "",
-                "ratio": None,
-                "goal": "",
-                "met": True,
-            }
+                "MB/s",
+                pairs=tuple((len(text.encode()) / 1e6 / seconds, None) for seconds in taken),
+                more=True,
+            )
         )
     return lines

