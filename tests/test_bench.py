@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-from rich.console import Console
-
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "scripts"))
 import bench as program
+import pytest
 from benchmarks import measure, peers, tables
 from benchmarks.bench import Bench
 from benchmarks.measure import Line, Told, least, most
 from benchmarks.rows import made, questions, recall, truth
+from rich.console import Console
 
+ROOT = Path(__file__).parent.parent
 ABOUT = {
     "machine": {"processor": "some", "cores": 2, "memory": 10**9, "system": "some"},
     "versions": {"python": "3"},
@@ -81,11 +82,11 @@ def test_a_line_without_figures_says_why_and_meets_nothing() -> None:
     assert line.cells()[-1] == "not measured: not installed"
 
 
-def lines(ratios: list[float], *, more: bool = False, what: str = "what") -> list[measure.AnyLine]:
+def lines(ratios: list[float], *, more: bool = False, what: str = "what") -> list[Line]:
     return [Line("job", what, "s", "them", tuple((ratio, 1.0) for ratio in ratios), more=more)]
 
 
-def verdict(old: list[measure.AnyLine], new: list[measure.AnyLine]) -> str:
+def verdict(old: list[Line], new: list[Line]) -> str:
     (change,) = measure.compared(old, new)
     return change.verdict
 
@@ -137,7 +138,7 @@ def test_json_gives_every_pair_back(tmp_path: Path) -> None:
 def test_what_no_run_wrote_is_refused_with_a_sentence(tmp_path: Path, content: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="expected .*measure again"):
+    with pytest.raises(ValueError, match=r"expected .*measure again"):
         tables.read(path)
 
 
@@ -151,8 +152,8 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
 def test_compare_prints_what_got_worse_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     gone = lines([1.0] * 3, what="gone")
-    tables.write(old, [*[replace(one, goal=most(1.05)) for one in lines([1.0] * 5)], *gone], ABOUT, {})  # type: ignore[type-var]  # lines() makes Lines
-    tables.write(new, [replace(one, goal=most(1.05)) for one in lines([1.5] * 5)], ABOUT, {})  # type: ignore[type-var]  # as above
+    tables.write(old, [*(replace(one, goal=most(1.05)) for one in lines([1.0] * 5)), *gone], ABOUT, {})
+    tables.write(new, [replace(one, goal=most(1.05)) for one in lines([1.5] * 5)], ABOUT, {})
     assert program.main(["--compare", str(old), str(new)]) == 1
     said = capsys.readouterr().out
     assert "1.50" in said
@@ -164,11 +165,10 @@ def test_compare_prints_what_got_worse_and_fails(tmp_path: Path, capsys: pytest.
 
 
 def test_tables_show_every_line_whatever_is_in_brackets() -> None:
-    console = Console(width=300, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115 -- closed with the process
+    console = Console(width=300, record=True, file=io.StringIO())
     shown = [*lines([1.0, 2.0, 3.0]), Line("other", "x [y]", against="z", why="said [no]")]
     tables.show(shown, ABOUT, console=console)
     text = console.export_text()
-    console.file.close()
     assert "2.00 [1.50-2.50]" in text
     assert "x [y]" in text
     assert "not measured: said [no]" in text
@@ -195,7 +195,7 @@ def test_a_peer_that_is_not_there_or_fails_is_named_with_the_reason(tmp_path: Pa
         pass
     broken = peers.Peer("numpy", "local", "flat")
     with (
-        pytest.raises(peers.Unusable, match="AttributeError: .*numpy"),
+        pytest.raises(peers.Unusable, match=r"AttributeError: .*numpy"),
         peers.opened(broken, "", tmp_path, 8),
     ):
         pass
@@ -204,7 +204,8 @@ def test_a_peer_that_is_not_there_or_fails_is_named_with_the_reason(tmp_path: Pa
 def test_peers_reach_nothing_but_this_machine() -> None:
     code = (
         "import socket; from benchmarks import peers; peers.silenced()\n"
-        "server = socket.create_server(('127.0.0.1', 0)); socket.create_connection(server.getsockname()).close()\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "socket.create_connection(server.getsockname()).close()\n"
         "try: socket.create_connection(('192.0.2.1', 9), timeout=1)\n"
         "except PermissionError as error: print(error)"
     )
@@ -224,6 +225,16 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(
     found = program.measured(Bench(tmp_path), ["one", "two"], Console(stderr=True))
     assert [line.cells()[-1] for line in found] == ["", "not measured: RuntimeError: the disk is gone"]
     assert "RuntimeError: the disk is gone" in capsys.readouterr().err
+
+
+def test_the_script_is_executable_and_installs_peers_apart() -> None:
+    script = ROOT / "scripts" / "bench"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {word.split(">")[0] for word in extras["bench-peers"]}
+    assert named == {peer.name for peer in peers.PEERS}
+    assert not any("bench-peers" in word for word in extras["dev"])
 
 
 @pytest.fixture(scope="module")

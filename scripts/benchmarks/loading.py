@@ -29,7 +29,7 @@ def ingest(bench: Bench) -> list[Line]:
     """New rows into empty collections, batch by batch in turn."""
     lines: list[Line] = []
     for dim in bench.wide(384, 1536, 3584):
-        rows = made(bench.many(BATCHES * BATCH), dim)
+        rows = made(_even(bench.many(BATCHES * BATCH)), dim)
         lines += _postgres(bench, rows, dim)
         lines += _edge(bench, rows, dim)
         lines += _flat(bench, rows, dim)
@@ -101,6 +101,11 @@ def _postgres(bench: Bench, rows: Rows, dim: int) -> list[Line]:
 
 def _whole(rows: Rows) -> int:
     return min(BATCH, len(rows))
+
+
+def _even(rows: int) -> int:
+    # every turn is one batch: none may be shorter than others
+    return rows if rows < BATCH else rows // BATCH * BATCH
 
 
 def rounds(
@@ -231,7 +236,7 @@ def upsert(bench: Bench) -> list[Line]:
     """Rows that are there already, with other vectors."""
     lines = []
     for dim in bench.wide(384, 1536, 3584):
-        rows = made(bench.many(3 * BATCH), dim)
+        rows = made(_even(bench.many(3 * BATCH)), dim)
         lines += _upsert_postgres(bench, rows, dim)
     return lines
 
