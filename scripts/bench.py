@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import tempfile
 import threading
@@ -81,18 +82,17 @@ JOBS: dict[str, Callable[[Bench], list[AnyLine]]] = {
 DEFAULT = tuple(name for name in JOBS if name != "promises")
 
 
-def measured(bench: Bench, names: list[str], console: Console) -> list[AnyLine]:
-    """The lines of these jobs, in their usual order."""
-    lines: list[AnyLine] = []
+def measured(bench: Bench, names: list[str], console: Console) -> Iterator[AnyLine]:
+    """The lines of these jobs, in their usual order, as soon as a job is done."""
     for name, job in JOBS.items():
         if name in names:
             try:
                 with heartbeat(console, name):
-                    lines += job(bench)
+                    lines = job(bench)
             except Exception as error:  # noqa: BLE001 -- what the other jobs found is not lost
                 traceback.print_exc()
-                lines.append(Line(name, ALL, why=f"{type(error).__name__}: {error}"))
-    return lines
+                lines = [Line(name, ALL, why=f"{type(error).__name__}: {error}")]
+            yield from lines
 
 
 @contextmanager
@@ -176,7 +176,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.peers:
         peers.silenced()
         logging.disable(logging.WARNING)
-    console = Console(stderr=True)
+    # so that the server is stopped and the folder deleted, whoever ends the run
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    console, lines = Console(stderr=True), list[AnyLine]()
     with (
         tempfile.TemporaryDirectory(prefix="vecbridge-bench-", ignore_cleanup_errors=True) as name,
         Bench(
@@ -200,13 +202,17 @@ def main(arguments: list[str] | None = None) -> int:
             "rounds": options.rounds,
             "rules": RULES,
         }
-        lines = measured(bench, options.jobs, console)
-        details = bench.details
-    for said in details.pop("said", []) if options.verbose else ():
-        console.print(said, markup=False)
-    tables.show(lines, about)
-    if options.json:
-        tables.write(options.json, lines, about, details)
+        try:
+            for line in measured(bench, options.jobs, console):
+                lines.append(line)
+        finally:
+            # whatever ends the run: what was measured until then is worth something
+            details = bench.details
+            for said in details.pop("said", []) if options.verbose else ():
+                console.print(said, markup=False)
+            tables.show(lines, about)
+            if options.json:
+                tables.write(options.json, lines, about, details)
     failed = any(isinstance(line, Line) and line.what == ALL for line in lines)
     return 1 if failed or any(line.met is False for line in lines) else 0
 

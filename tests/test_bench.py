@@ -222,7 +222,7 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(
         raise RuntimeError("the disk is gone")
 
     monkeypatch.setattr(program, "JOBS", {"one": lambda bench: lines([1.0]), "two": broken})
-    found = program.measured(Bench(tmp_path), ["one", "two"], Console(stderr=True))
+    found = list(program.measured(Bench(tmp_path), ["one", "two"], Console(stderr=True)))
     assert [line.cells()[-1] for line in found] == ["", "not measured: RuntimeError: the disk is gone"]
     assert "RuntimeError: the disk is gone" in capsys.readouterr().err
 

@@ -203,6 +203,7 @@ def _peers(bench: Bench, rows: Rows, dim: int) -> list[Line]:
         what = f"{peer.beside}, {size(len(rows), dim)} into an empty collection"
         goal = least(40) if peer.name == "langchain-postgres" and dim == 3584 else None
         line = Line("ingest", what, "rows/s", peer.name, more=True, goal=goal, note=peer.note)
+        bench.tell(f"{peer.name}, {what}")
         try:
             found = _beside(bench, peer, rows, dim)
         except peers.Unusable as error:
