@@ -25,7 +25,7 @@ HALF = Layout(index=Index("hnsw", "float16", ef_search=EF), oversample=2)
 WHOLE = Layout(index=Index("hnsw", ef_search=EF))
 DIMS = (384, 1536, 3584)
 WIDEST = 2000  # dimensions that an HNSW index of pgvector takes as float32
-FILTERABLE = dict.fromkeys(SHARES, "boolean")
+FILTERABLE = dict.fromkeys(SHARES, "text")
 
 
 @dataclass

@@ -27,7 +27,9 @@ def shard(path: Path, dim: int, *, filters: bool = False) -> qe.EdgeShard:
     )
     if filters:
         for field in SHARES:
-            made.update(qe.UpdateOperation.create_field_index(f"metadata.{field}", qe.PayloadSchemaType.Bool))
+            made.update(
+                qe.UpdateOperation.create_field_index(f"metadata.{field}", qe.PayloadSchemaType.Keyword)
+            )
     return made
 
 
@@ -55,7 +57,7 @@ def request(query: Floats, *, field: str | None = None, acorn: bool = False) -> 
     """The k nearest, with what is stored beside them."""
     condition = None
     if field is not None:
-        condition = qe.Filter(must=[qe.FieldCondition(f"metadata.{field}", match=qe.MatchValue(True))])
+        condition = qe.Filter(must=[qe.FieldCondition(f"metadata.{field}", match=qe.MatchValue("yes"))])
     helped = qe.AcornSearchParams(enable=True) if acorn else None
     return qe.QueryRequest(
         limit=K,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 SEED = 0
 K = 10
-# metadata fields that are true for such a share of the rows
+# metadata fields that say "yes" for such a share of the rows: texts, as Edge takes true for the number 1
 SHARES = {"tenth": 0.1, "hundredth": 0.01, "thousandth": 0.001}
 
 
@@ -57,7 +57,7 @@ def made(rows: int, dim: int, *, seed: int = SEED) -> Rows:
         {
             "topic": f"topic-{n % 40}",
             "senses": n % 7,
-            **{name: bool(mark[n]) for name, mark in marked.items()},
+            **{name: "yes" if mark[n] else "no" for name, mark in marked.items()},
         }
         for n in range(rows)
     ]
@@ -79,10 +79,10 @@ def questions(rows: Rows, count: int) -> Floats:
 
 
 def truth(rows: Rows, queries: Floats, *, field: str | None = None, k: int = K) -> list[list[str]]:
-    """For each query the ids of the k nearest rows by cosine, nearest first; where `field` is true."""
+    """For each query the ids of the k nearest rows by cosine, nearest first; where `field` says "yes"."""
     at = np.arange(len(rows))
     if field is not None:
-        at = np.flatnonzero([entry[field] for entry in rows.metadata])
+        at = np.flatnonzero([entry[field] == "yes" for entry in rows.metadata])
     scores = queries @ rows.vectors[at].T
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return [[rows.ids[n] for n in at[row]] for row in best]
