@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -36,6 +37,52 @@ _TIMEOUT = "10"  # seconds to connect, unless the URL says otherwise
 _inherited: list[list[Connection]] = []
 
 
+class Turns:
+    """At most `most` threads at once, in the order in which they came.
+
+    With a semaphore, whoever gives back takes again before those that wait have woken up: eight threads that
+    search without a pause would keep a writer out for minutes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._lock = threading.Lock()
+        self._free = most
+        self._waiting: deque[threading.Lock] = deque()
+
+    def acquire(self, *, timeout: float) -> bool:
+        """Wait for a turn, at most so many seconds; whether it came."""
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return True
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        try:
+            came = turn.acquire(timeout=timeout)
+        except BaseException:
+            if not self._leave(turn):
+                self.release()
+            raise
+        return came or not self._leave(turn)
+
+    def _leave(self, turn: threading.Lock) -> bool:
+        """Wait no longer; False where the turn has come meanwhile."""
+        with self._lock:
+            if turn not in self._waiting:
+                return False
+            self._waiting.remove(turn)
+            return True
+
+    def release(self) -> None:
+        """Hand the turn to who has waited longest."""
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._free += 1
+
+
 class Pool:
     """At most eight connections, kept for reuse; `revive` brings a server back, and returns its URL."""
 
@@ -49,7 +96,7 @@ class Pool:
     def _start(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(SIZE)
+        self._slots = Turns(SIZE)
         self._idle: list[Connection] = []
         # connections that keep a collection paused, by its name
         self.pausing: dict[str, Connection] = {}
