@@ -257,8 +257,10 @@ def test_every_job_gives_lines_with_finite_figures(bench: Bench, job: str) -> No
         assert isinstance(line, Line)
         assert line.pairs, line
         for pair in line.pairs:
-            # memory may not grow at all
-            assert all(math.isfinite(one) and one >= 0 for one in pair if one is not None), line
+            # a difference between two times may be negative by chance, and memory may not grow at all
+            difference = line.what.endswith("over bare Python")
+            least = -math.inf if difference else 0
+            assert all(math.isfinite(one) and one >= least for one in pair if one is not None), line
         # a side that finds less is no measure, however fast
         shares = re.match(r"recall@10 ([\d.]+) / ([\d.]+)", line.note)
         assert shares is None or min(map(float, shares.groups())) >= 0.95, line
