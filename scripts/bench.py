@@ -34,7 +34,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-from benchmarks import building, client, growing, loading, peers, reducing, searching, starting, tables, texts
+from benchmarks import (
+    building,
+    client,
+    costs,
+    growing,
+    loading,
+    peers,
+    reducing,
+    searching,
+    starting,
+    tables,
+    texts,
+)
 from benchmarks.bench import Bench
 from benchmarks.measure import AnyLine, Line, told
 from benchmarks.rows import SEED
@@ -76,10 +88,11 @@ JOBS: dict[str, Callable[[Bench], list[AnyLine]]] = {
     "memory": growing.memory,
     "growth": growing.growth,
     "texts": texts.texts,
+    "costs": costs.costs,
     "promises": promises,
 }
-# promises takes longer than all others together
-DEFAULT = tuple(name for name in JOBS if name != "promises")
+# promises takes longer than all others together, and costs want a machine to themselves
+DEFAULT = tuple(name for name in JOBS if name not in ("costs", "promises"))
 
 
 def measured(bench: Bench, names: list[str], console: Console) -> Iterator[AnyLine]:
@@ -126,7 +139,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         nargs="+",
         choices=tuple(JOBS),
         default=DEFAULT,
-        help="measure these only (default: all but promises)",
+        help="measure these only (default: all but costs and promises)",
     )
     parser.add_argument("--rows", type=int, help="so many rows; each job has its own number if not given")
     parser.add_argument(
@@ -149,7 +162,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         type=Path,
         help="texts: these definitions of WordNet (JSON lines) instead of the package's",
     )
-    parser.add_argument("--folder", type=Path, help="promises: keep embedded texts here, for the next time")
+    parser.add_argument(
+        "--folder", type=Path, help="costs, promises: keep embedded texts here, for the next time"
+    )
     parser.add_argument(
         "--verbose", action="store_true", help="also print every single measurement of promises"
     )

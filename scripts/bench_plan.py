@@ -1,27 +1,25 @@
 """What plans promise beside what built collections give, on vectors of real texts; scripts/bench.py calls it.
 
-Predicted recall of every representation against the recall of the collection that was built by it, recall
-that was promised against recall on queries that nobody had seen, estimated sizes and times against real ones.
+Predicted recall of every representation against the recall of the collection that was built by it, and recall
+that was promised against recall on queries that nobody had seen.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import vecbridge
-from vecbridge import backends, calibrate
+from vecbridge import backends
 from vecbridge.data import GLOSSES
 from vecbridge.errors import PlanError, RecallMissed
 from vecbridge.evidence import Evidence
@@ -49,10 +47,7 @@ OVERSAMPLES = (1, 2, 4, 16)
 TARGETS = (0.8, 0.9, 0.95, 0.99)
 # shares of what a float32 graph needs in memory: half precision, 8 bits, and single bits or short vectors
 ROOMS = (None, 0.6, 0.35, 0.15)
-CLOSE, SIZED, TIMED, PLANNED = 0.02, 1.1, 1.5, 30.0
-# a store takes room in steps of up to a megabyte, whatever there is to store
-FIXED = 8 << 20
-CALIBRATED = 40.0  # seconds for a run
+CLOSE = 0.02
 
 
 def rows(
@@ -74,7 +69,6 @@ def rows(
     lines: list[Line] = []
     predictions: list[Prediction] = []
     promises: list[Promise] = []
-    built: list[Built] = []
     for vectors in kinds(keep or folder / "texts", glosses, rows):
         tell(str(vectors))
         known = measure(
@@ -85,20 +79,13 @@ def rows(
         for place, where in places.items():
             # Qdrant compares signs with 8 bits of the query
             codes = known.asymmetric() if place == "Edge" else known
-            predictions += predicted(place, where, vectors, codes, built=built, tell=tell)
+            predictions += predicted(place, where, vectors, codes, tell=tell)
         # these queries are for the collections alone
         vectors = replace(vectors, rows=vectors.rows[:PROMISED])
         held_out = measure(vectors.rows, metric="cosine", nested=vectors.nested, k=K, rows=len(vectors.rows))
         for place, where in places.items():
             promises += promised(place, where, vectors, held_out, tell=tell)
-    lines += [
-        *_predicted_lines(predictions),
-        *_promised_lines(promises),
-        *_sizes_lines([*built, *(one.built for one in promises if one.built is not None)]),
-        *_planning(folder),
-    ]
-    for place, where in places.items():
-        lines += _times(where, [one for one in built if one.place == place])
+    lines += [*_predicted_lines(predictions), *_promised_lines(promises)]
     details = {
         "said": [str(one) for one in (*predictions, *promises)],
         "predicted": [asdict(one) for one in predictions],
@@ -127,33 +114,6 @@ def kinds(keep: Path, glosses: Path, rows: int) -> Iterator[Vectors]:
 
 
 # --- what is predicted of a representation, and what the built collection finds
-
-
-@dataclass(frozen=True)
-class Built:
-    """A collection that was built: what was estimated of its bytes, and what they are; what it took."""
-
-    place: str
-    kind: str
-    space: vecbridge.Space
-    layout: Layout
-    rows: int
-    estimated: tuple[int, int]
-    real: tuple[int, int]
-    build_seconds: float
-    query_seconds: float
-
-    def __str__(self) -> str:
-        return f"{self.kind} on {self.place}, {describe(self.layout, self.space.dim)}"
-
-
-def _built(
-    papers: vecbridge.Collection, place: str, kind: str, limits: Limits, *, build: float, query: float
-) -> Built:
-    layout, space, many, sizes = papers.layout, papers.space, papers.count(), papers.sizes()
-    costs = estimate(space, layout, rows=many, limits=limits)
-    guessed, real = (costs.table_bytes, costs.index_bytes), (sizes.table, sizes.index)
-    return Built(place, kind, space, layout, many, guessed, real, build, query)
 
 
 @dataclass(frozen=True)
@@ -209,13 +169,9 @@ def predicted(
     vectors: Vectors,
     known: Evidence,
     *,
-    built: list[Built],
     tell: Callable[[str], None],
 ) -> Iterator[Prediction]:
-    """Every representation built, and searched so widely that its graph loses next to nothing.
-
-    `built` gets what was built, with the time that an ordinary search takes.
-    """
+    """Every representation built, and searched so widely that its graph loses next to nothing."""
     for element, shorten in representations(place, known):
         # 1,000 is pgvector's widest walk; Qdrant has no bound, and at this width visits everything
         width = 1_000 if place == "pgvector" else len(vectors.rows)
@@ -233,13 +189,7 @@ def predicted(
                 sample=vectors.rows,
             )
             load(papers, vectors.rows)
-            start = time.perf_counter()
             papers.build_index()
-            took = time.perf_counter() - start
-            usual = replace(papers.layout, index=replace(index, ef_search=200), oversample=4)
-            query = median(_ask(url, vectors, usual, one_by_one=True)[1])
-            one_built = _built(papers, place, vectors.name, store.limits, build=took, query=query)
-            built.append(replace(one_built, layout=usual))
             for oversample in OVERSAMPLES:
                 layout = replace(papers.layout, oversample=oversample)
                 expected = known.recall(layout, rows=len(vectors.rows))
@@ -268,29 +218,21 @@ def load(papers: vecbridge.Collection, vectors: Floats) -> None:
         papers.upsert([f"{at + n:016d}" for n in range(len(part))], part)
 
 
-def _ask(
-    url: str, vectors: Vectors, layout: Layout, *, one_by_one: bool = False
-) -> tuple[list[list[str]], list[float]]:
-    """What the collection finds with another search width, and how long each query takes."""
+def _ask(url: str, vectors: Vectors, layout: Layout) -> list[list[str]]:
+    """What the collection finds with another search width."""
     backend = backends.connect(url)
-    ids, taken = [], []
     try:
         with closing(backend.open("bench")) as opened:
-            table, step = opened.searched(layout), 1 if one_by_one else len(vectors.queries)
-            for at in range(0, min(len(vectors.queries), 50 * step), step):
-                asked = vectors.queries[at : at + step]
-                short = table.manifest.projected(asked)
-                start = time.perf_counter()
-                hits = table.search(asked, short, k=K, where=None, exact=False)
-                taken.append(time.perf_counter() - start)
-                ids += [[hit.id for hit in some] for some in hits]
+            table = opened.searched(layout)
+            short = table.manifest.projected(vectors.queries)
+            found = table.search(vectors.queries, short, k=K, where=None, exact=False)
+            return [[hit.id for hit in hits] for hits in found]
     finally:
         backend.close()
-    return ids, taken
 
 
 def _recall(url: str, vectors: Vectors, layout: Layout) -> Recall:
-    return mean_recall(real_vectors.found(vectors, _ask(url, vectors, layout)[0], K), K)
+    return mean_recall(real_vectors.found(vectors, _ask(url, vectors, layout), K), K)
 
 
 def _predicted_lines(predictions: Sequence[Prediction]) -> Iterator[Line]:
@@ -342,7 +284,6 @@ class Promise:
     recall: Recall | None
     confirmed: Recall | None
     said: str
-    built: Built | None
 
     @property
     def outcome(self) -> str:
@@ -414,18 +355,14 @@ def _promised(
     try:
         plan = store.plan(dim, nested=vectors.nested, recall=target, sample=known, **options)
     except PlanError:
-        return Promise(place, vectors.name, target, wish, "nothing fits", None, None, None, "PlanError", None)
+        return Promise(place, vectors.name, target, wish, "nothing fits", None, None, None, "PlanError")
     papers = store.create("promise", dim=dim, plan=plan, sample=vectors.rows)
     try:
         load(papers, vectors.rows)
-        start = time.perf_counter()
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             papers.build_index()
-        build = time.perf_counter() - start
-        start = time.perf_counter()
         hits = [papers.search(query, k=K) for query in vectors.queries]
-        query = (time.perf_counter() - start) / len(hits)
         shares = real_vectors.found(vectors, [[hit.id for hit in some] for some in hits], K)
         said = [str(one.message) for one in heard if issubclass(one.category, RecallMissed)]
         tuned = papers.manifest.tuned
@@ -441,7 +378,6 @@ def _promised(
             mean_recall(shares, K),
             None if tuned is None else tuned.recall,
             "; ".join(said),
-            _built(papers, place, vectors.name, store.limits, build=build, query=query),
         )
     finally:
         papers.close()
@@ -466,86 +402,6 @@ def _promised_lines(promises: Sequence[Promise]) -> Iterator[Line]:
 
 
 # --- what it costs
-
-
-def _sizes_lines(built: Sequence[Built]) -> Iterator[Line]:
-    for part, name in enumerate(("table", "index")):
-        known = [(one.estimated[part] / one.real[part], one) for one in built if one.real[part] > FIXED]
-        if known:
-            yield _ratios(f"bytes of the {name}, estimated against real", known, SIZED)
-
-
-def _ratios(job: str, known: Sequence[tuple[float, Built]], most: float) -> Line:
-    worst, one = max(known, key=lambda pair: max(pair[0], 1 / max(pair[0], 1e-9)))
-    ratios = [ratio for ratio, _ in known]
-    return _line(
-        f"{job}, {len(known)} collections",
-        f"{min(ratios):.2f} to {max(ratios):.2f} times, {median(ratios):.2f} in the middle",
-        f"the farthest: {one}",
-        goal=f"within a factor of {most}",
-        met=1 / most <= worst <= most,
-    )
-
-
-# what a planning process says at its end: seconds, and the most memory beyond the sample
-PLAN = """
-import re, sys, threading, time
-import numpy as np
-from vecbridge.measuring import measure
-import sklearn.decomposition
-status = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
-sample = np.load(sys.argv[1])
-before = most = status()
-done = threading.Event()
-def watch():
-    global most
-    while not done.wait(0.01):
-        most = max(most, status())
-watcher = threading.Thread(target=watch)
-watcher.start()
-start = time.perf_counter()
-measure(sample, metric="cosine", nested=(1024, 256), k=10)
-taken = time.perf_counter() - start
-done.set()
-watcher.join()
-print(taken, (most - before) / 1024)
-"""
-
-
-def _planning(folder: Path) -> Iterator[Line]:
-    """Time and memory of measuring a sample, in a process of its own."""
-    rng = np.random.default_rng(SEED)
-    # a spectrum that falls slowly, as that of real texts; only time and memory are measured with it
-    sample = rng.standard_normal((10_000, 3_584), dtype=np.float32)
-    sample *= np.arange(1, 3_585, dtype=np.float32) ** -0.4
-    sample /= np.linalg.norm(sample, axis=1, keepdims=True)
-    path = folder / "sample.npy"
-    np.save(path, sample)
-    done = subprocess.run([sys.executable, "-c", PLAN, str(path)], check=True, capture_output=True, text=True)
-    seconds, memory = (float(number) for number in done.stdout.split())
-    path.unlink()
-    yield _line(
-        "planning with a sample of 10,000 x 3,584",
-        f"{seconds:.1f} s",
-        f"{memory:.0f} MiB beyond the sample's {sample.nbytes >> 20} MiB",
-        goal=f"< {PLANNED:.0f} s",
-        met=seconds < PLANNED,
-    )
-
-
-def _times(url: str, built: Sequence[Built]) -> Iterator[Line]:
-    """Estimates of a short run on the store against what its collections took."""
-    with vecbridge.connect(url) as store:
-        speeds = calibrate.calibrate(store, seconds=CALIBRATED)
-        limits = store.limits
-    costs = [
-        (one, estimate(one.space, one.layout, rows=one.rows, limits=limits, speeds=speeds)) for one in built
-    ]
-    place = built[0].place
-    builds = [(known.build_seconds / one.build_seconds, one) for one, known in costs]
-    queries = [(known.query_seconds / one.query_seconds, one) for one, known in costs]
-    yield _ratios(f"seconds to build, {place}, calibrated against real", builds, TIMED)
-    yield _ratios(f"seconds of one search, {place}, calibrated against the real p50", queries, TIMED)
 
 
 def _line(job: str, ours: str = "", by_hand: str = "", *, goal: str = "", met: bool = True) -> Line:

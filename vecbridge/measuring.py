@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
@@ -39,6 +40,7 @@ _BLOCK = 2**24
 _AXES = 2**25
 # queries ranked at once
 _RANKED = 64
+_THREADS = 2
 # rows of a sample that anything can be said of, and queries below which nothing is said
 _FEWEST = 50
 _FEWEST_QUERIES = 10
@@ -205,7 +207,8 @@ class _Scene:
         depth = min(k * MOST, part)
         ends = np.minimum(k * np.arange(1, MOST + 1), depth) - 1
         shares = np.empty((len(scores), MOST))
-        for start in range(0, len(scores), _RANKED):
+
+        def rank(start: int) -> None:
             rows = slice(start, start + _RANKED)
             near = scores[rows]
             # rows lie in random order, so that ties are broken by chance, as a store breaks them
@@ -217,6 +220,10 @@ class _Scene:
             first = np.take_along_axis(first, order, axis=1)
             right = np.take_along_axis(self._truth[rows], first, axis=1) >= self._floors[place][rows, None]
             shares[rows] = np.minimum(right.cumsum(axis=1)[:, ends], k) / k
+
+        # numpy lets other threads work while it sorts
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(rank, range(0, len(scores), _RANKED)))
         return shares
 
     def _trend(self, means: list[Array]) -> tuple[float, ...]:
