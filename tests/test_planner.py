@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vecbridge import models
+from vecbridge import models, sizes
 from vecbridge.candidates import candidates
 from vecbridge.errors import InputError, PlanError
 from vecbridge.explain import best, describe, human, lasting
@@ -23,6 +23,13 @@ from vecbridge.sizes import estimate
 from vecbridge.types import Index, Layout, Metric, Shorten, Space, Spread
 
 M = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flat storage without vecbridge[fast], whatever is installed here."""
+    monkeypatch.setattr(sizes, "coded", lambda: False)
+
 
 INLINE = Layout(inline=True)
 SCAN = Layout(index=Index("scan", "float16"), oversample=4)

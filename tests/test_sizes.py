@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vecbridge
+from vecbridge import sizes
 from vecbridge.limits import limits
 from vecbridge.objections import QUANTISED
 from vecbridge.sizes import (
@@ -469,9 +470,16 @@ def test_twenty_thousand_in_edge_are_as_large_as_predicted(dim: int, layout: Lay
     assert costs.table_bytes + costs.index_bytes == pytest.approx(found.table + found.index, rel=0.1)
 
 
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("element", ["float32", "float16"])
-def test_flat_storage_is_as_large_as_predicted(element: Any, tmp_path: Path) -> None:
-    pytest.importorskip("numkong", reason="without vecbridge[fast] there is no copy in bytes")
+def test_flat_storage_is_as_large_as_predicted(
+    element: Any, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fast:
+        pytest.importorskip("numkong", reason="without vecbridge[fast] there is no copy in bytes")
+    else:
+        monkeypatch.setattr("vecbridge.backends.flat.matrix.dots", lambda: None)
+        monkeypatch.setattr(sizes, "coded", lambda: False)
     rows, dim = 5_000, 256
     with vecbridge.connect(f"flat:{tmp_path}") as store:
         kept = store.create("kept", dim=dim, layout=Layout(element))

@@ -12,7 +12,8 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 
 from .errors import InputError
 from .limits import Limits
@@ -30,6 +31,12 @@ POINTER = 18  # what stays in the row for each
 # dimensions of vectors that flat storage keeps in bytes as well: shorter float32 rows take hardly longer to
 # read than what is done with each; of longer ones a product of bytes might leave int32 (2^31 / 127^2)
 CODED = (128, 2**17)
+
+
+@cache
+def coded() -> bool:
+    """Whether flat storage on this machine keeps bytes: whether the library is installed that reads them."""
+    return find_spec("numkong") is not None
 
 
 _UNITS = {"": 1, "B": 1} | {
@@ -277,8 +284,8 @@ def _flat(
     matrix = rows * value
     seconds = _seconds(speeds.scans[layout.element], rows, value, matrix, memory)
     stored = layout.stored_dim(dim)
-    # a copy in bytes, where a library is installed that reads it (vecbridge[fast]): codes and 8 bytes a row
-    codes = rows * (stored + 8) if CODED[0] <= stored <= CODED[1] else 0
+    # a copy in bytes: codes, and 8 bytes a row
+    codes = rows * (stored + 8) if coded() and CODED[0] <= stored <= CODED[1] else 0
     # 160 bytes: SQLite's row and its two indexes for an id of 16 characters and a digest
     table = matrix + codes + rows * 160
     return Estimates(table, 0, 0, matrix, seconds, 0.0, speeds.trip + seconds, speeds.calibrated)

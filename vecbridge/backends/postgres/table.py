@@ -15,7 +15,7 @@ from psycopg import errors as pg
 from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from ...manifest import Manifest
-from ...types import Batch, Hit, IndexState, Layout, Progress, Sizes
+from ...types import Batch, Hit, Index, IndexState, Layout, Progress, Sizes
 from . import build, choice, copy, sql, succession
 from .filters import compile
 from .pool import Connection, Pool
@@ -63,15 +63,7 @@ class Table:
         def statement(k: int, candidates: int | None) -> str:
             return sql.search(manifest, place, k=k, candidates=candidates, where=None).as_string(None)
 
-        @lru_cache(maxsize=64)
-        def settings(candidates: int | None, *, filtered: bool) -> str:
-            index = None if candidates is None else manifest.layout.index
-            wanted = sql.settings(index, candidates=candidates or 0, filtered=filtered, iterative=iterative)
-            calls = (f"set_config('{name}', '{value}', true)" for name, value in wanted.items())
-            return f"SELECT {', '.join(calls)}"
-
         self._statement = statement
-        self._settings = settings
 
     @property
     def manifest(self) -> Manifest:
@@ -398,6 +390,11 @@ class Table:
                 )
         return hits
 
+    def _settings(self, candidates: int | None, *, filtered: bool) -> str:
+        # of the widths that hold now: `keep` changes them
+        index = None if candidates is None else self._manifest.layout.index
+        return _settings(index, candidates or 0, filtered=filtered, iterative=self._iterative)
+
     def explain(self, connection: Connection) -> list[str]:
         """The indexes that a search of ten hits runs on, by the server's own account."""
         statement = "EXPLAIN (FORMAT JSON) " + self._statement(10, self._candidates(10, filtered=False))
@@ -485,6 +482,14 @@ def _parts(ids: Sequence[str]) -> Iterator[list[str]]:
     # one at least: no ids are asked for, too, so that a collection that is gone says so
     for start in range(0, max(1, len(ids)), _IDS):
         yield list(ids[start : start + _IDS])
+
+
+@lru_cache(maxsize=256)
+def _settings(index: Index | None, candidates: int, *, filtered: bool, iterative: bool) -> str:
+    """The statement that makes the settings of one search."""
+    wanted = sql.settings(index, candidates=candidates, filtered=filtered, iterative=iterative)
+    calls = (f"set_config('{name}', '{value}', true)" for name, value in wanted.items())
+    return f"SELECT {', '.join(calls)}"
 
 
 def _repeated(work: Callable[[Connection], T]) -> Callable[[Connection], T]:
