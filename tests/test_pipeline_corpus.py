@@ -326,7 +326,7 @@ def test_a_source_without_anything_usable_is_an_error(to: str, tmp_path: Path) -
         night(source, to)
     source.write_text('{"text": "refuse"}\n')
     with pytest.raises(
-        SourceError, match=r"nothing of the source can be used; its first reject .*shorter text"
+        SourceError, match=r"nothing of the source could be embedded; its first reject .*shorter text"
     ):
         night(source, to, embedder=Model())
 

@@ -74,7 +74,7 @@ class Load:
                 return int(part.vectors.shape[1])
         first = self._rejects.first
         assert first is not None, "where none is borne with, the first one raises"
-        raise SourceError(f"nothing of the source can be used; its first reject is {first}")
+        raise SourceError(f"nothing of the source could be embedded; its first reject is {first}")
 
     def sample(self, layout: Layout, dim: int, *, measured: bool) -> Floats | None:
         """Vectors to fit the layout's PCA on, spread over the whole of the work; None where it has none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from os.path import normpath
@@ -27,7 +27,6 @@ from ..manifest import check_name
 from ..planner import WORTHWHILE, Plan, make_space, share
 from ..types import FieldKind, Layout, Metric, Progress
 from .cutting import Cutting
-from .fits import Fits
 from .flow import BATCH, Encoder
 from .loading import Load
 from .memo import Memo
@@ -211,15 +210,14 @@ def ingest(
             mark=owner(known_as),
             embedded=using is not None,
         )
-        fits = Fits(target.space if target else None, metric=metric or "cosine", rejects=refused)
-        reread = Reread(again, digests, fits=fits, rejects=refused)
-        work: Work = reread if using is None else Spool(digests)
+        work: Work = Reread(lambda: _records(again()), digests) if using is None else Spool(digests)
         stack.callback(work.close)
         survey = Survey(
             target=target,
             work=work,
             rejects=refused,
-            fits=fits,
+            space=target.space if target else None,
+            metric=metric or "cosine",
             digest=digests,
             mark=owner(known_as),
             cutting=cutting,
@@ -314,7 +312,7 @@ def ingest(
             model=target.space.model,
             dim=target.space.dim,
             documents=survey.documents,
-            read=survey.records - reread.refused,
+            read=survey.records,
             new=load.new,
             changed=load.changed,
             unchanged=survey.unchanged,
@@ -367,6 +365,13 @@ def _since(before: Usage, now: Usage) -> Usage:
     return Usage(
         **{one.name: getattr(now, one.name) - getattr(before, one.name) for one in dataclasses.fields(Usage)}
     )
+
+
+def _records(units: Iterable[Record | Document | Reject]) -> Iterator[Record]:
+    """The records of a source whose vectors are stored, leaving out what the survey has rejected."""
+    for unit in units:
+        if isinstance(unit, Record):
+            yield unit
 
 
 def _gone(

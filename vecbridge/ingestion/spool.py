@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import InputError, SourceError
-from .fits import Fits
-from .records import Document, Record, Reject
-from .rejects import Rejects
+from .records import Record
 
-# of a unit of the source: nothing to do, to be written, found to be of no use when its vector was read
-_DONE, _NEW, _CHANGED, _REFUSED = range(4)
+# of a record of the source: nothing to do, or to be written
+_DONE, _NEW, _CHANGED = range(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,27 +96,13 @@ def _full(error: OSError) -> InputError:
 
 
 class Reread:
-    """Work that is taken from the source once more: vectors would fill a disk, and need no conversion.
+    """Work that is taken from the source once more: vectors would fill a disk, and need no conversion."""
 
-    `again` gives the units of the source, as many as the survey has seen. `fits` is asked of each record
-    that is given, as the source may have changed. `refused`: how many have turned out to be none; each is
-    counted in `rejects` once, however often the work is read.
-    """
-
-    def __init__(
-        self,
-        again: Callable[[], Iterable[Record | Document | Reject]],
-        digest: Callable[[Record], bytes],
-        *,
-        fits: Fits,
-        rejects: Rejects,
-    ) -> None:
-        self.total = self.refused = 0
+    def __init__(self, again: Callable[[], Iterable[Record]], digest: Callable[[Record], bytes]) -> None:
+        self.total = 0
         self._again = again
         self._digest = digest
-        self._fits = fits
-        self._rejects = rejects
-        # one for each unit of the source
+        # one for each record of the source
         self._marks = bytearray()
 
     def add(self, record: Record, *, new: bool) -> None:
@@ -131,26 +115,18 @@ class Reread:
         self._marks.append(_DONE)
 
     def __iter__(self) -> Iterator[Item]:
-        position = -1
-        units = iter(self._again())
+        position = 0
+        records = iter(self._again())
         # nothing is read behind the last one that there is to do
-        for at in range(len(self._marks.rstrip(bytes([_DONE])))):
-            if (unit := next(units, None)) is None:
+        for mark in self._marks.rstrip(bytes([_DONE])):
+            if (record := next(records, None)) is None:
                 raise SourceError(
                     "expected a source that stays as it is while it is read, got fewer records the second "
                     "time; run again"
                 )
-            mark = self._marks[at]
-            position += mark != _DONE
-            if mark not in (_NEW, _CHANGED):
-                continue
-            if isinstance(unit, Record) and self._fits(unit):
-                yield Item(unit, self._digest(unit), mark == _NEW, position)
-                continue
-            self._marks[at] = _REFUSED
-            self.refused += 1
-            if isinstance(unit, Reject):
-                self._rejects.add(unit)
+            if mark != _DONE:
+                yield Item(record, self._digest(record), mark == _NEW, position)
+                position += 1
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import SourceError
+from .. import checks
+from ..errors import DimensionMismatch, InputError, SourceError
+from ..types import Metric, Space
 from .cutting import Cutting
-from .fits import Fits
 from .records import Document, Record, Reject, objection
 from .rejects import Rejects
 from .spool import Work
@@ -48,7 +49,7 @@ def digest(record: Record, model: str | None, prefix: str, mark: bytes, *, embed
 class Survey:
     """What a source holds, compared with what a collection holds.
 
-    `cutting`: how texts become chunks, None where the source's own vectors are stored, if they are `fits`.
+    `cutting`: how texts become chunks, None where the source's own vectors are stored.
 
     `documents`: files and rows that were read. `records`: those that can be stored. `unchanged`: those that
     are stored already. `foreign`: those that are there from a source of another name. `stale`: ids of chunks
@@ -62,7 +63,8 @@ class Survey:
         target: Collection | None,
         work: Work,
         rejects: Rejects,
-        fits: Fits,
+        space: Space | None,
+        metric: Metric,
         digest: Callable[[Record], bytes],
         mark: bytes,
         cutting: Cutting | None,
@@ -74,13 +76,14 @@ class Survey:
         self._target = target
         self._work = work
         self._rejects = rejects
-        self._fits = fits
+        self._space = space
+        self._metric = metric
         self._digest = digest
         self._mark = mark
         self._cutting = cutting
         self._report = report
         self._marks = array("Q")
-        # in the place of what was rejected stands None
+        # in the place of a record that was rejected stands None
         self._group: list[Record | None] = []
         self._ends: list[tuple[str, int]] = []
 
@@ -89,7 +92,6 @@ class Survey:
         for unit in units:
             if isinstance(unit, Reject):
                 self._refuse(unit)
-                self._group.append(None)
                 continue
             self.documents += 1
             if isinstance(unit, Document) or (self._cutting and self._cutting.chunking.rows):
@@ -168,9 +170,7 @@ class Survey:
     def _usable(self, record: Record) -> bool:
         """Whether the record can become one of the collection; if not, it is rejected."""
         if self._cutting is None:
-            fit = self._fits(record)
-            self.lost = self.lost or not fit
-            return fit
+            return self._fits(record)
         reason = None
         if not (record.text and record.text.strip()):
             reason = "expected text to embed, got none"
@@ -179,6 +179,31 @@ class Survey:
         if reason is not None:
             self._refuse(Reject(record.origin, reason, record.id))
         return reason is None
+
+    def _fits(self, record: Record) -> bool:
+        """Whether the record has a vector that the collection can hold."""
+        vector = record.vector
+        if vector is None:
+            reason = "expected a vector, got text alone; choose an embedder for it"
+            self._refuse(Reject(record.origin, reason, record.id))
+            return False
+        space = self._space = self._space or Space(len(vector), self._metric)
+        if len(vector) == space.dim:
+            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+                square = vector.dot(vector)
+            # far from every limit of `checks.vectors`, which takes ten times as long for a single row
+            if 1e-37 < square < 1e37:
+                return True
+        try:
+            checks.vectors(vector[None, :], space=space, what="the vector")
+        except DimensionMismatch as error:
+            # not one vector is wrong but the source as a whole
+            raise DimensionMismatch(f"{record.origin}: {error}") from None
+        except InputError as error:
+            self.lost = True
+            self._rejects.add(Reject(record.origin, str(error), record.id), error=error)
+            return False
+        return True
 
     def _flush(self) -> None:
         """Compare the records at hand with what is stored."""
