@@ -115,23 +115,11 @@ def _fit(matrix: np.ndarray[Any, np.dtype[Any]], metric: Metric, what: str) -> F
     return single
 
 
-if hasattr(np, "vecdot"):
-
-    def _dot(matrix: Floats) -> Floats:
-        squares: Floats = np.vecdot(matrix, matrix)
-        return squares
-
-else:  # numpy 1, at two thirds of the speed
-
-    def _dot(matrix: Floats) -> Floats:
-        squares: Floats = np.einsum("ij,ij->i", matrix, matrix)
-        return squares
-
-
 def _squares(matrix: Floats) -> Floats:
     """Squared length of each row in float32: one fast pass, which NaN and infinity do not survive."""
     with np.errstate(all="ignore"):
-        return _dot(matrix)
+        squares: Floats = np.einsum("ij,ij->i", matrix, matrix)
+    return squares
 
 
 def _ordinary(squares: Floats, metric: Metric) -> bool:

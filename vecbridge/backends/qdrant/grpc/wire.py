@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from qdrant_client import grpc
-from qdrant_client.conversions.conversion import json_to_value
+from qdrant_client.conversions.conversion import payload_to_grpc
 
 from ..engine import Points
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 Pieces: TypeAlias = list[bytes | memoryview]
 
 _WAIT = b"\x10\x01"  # UpsertPoints.wait
-# what an entry of a map of values stands in; Value is in json_with_int.proto of Qdrant
-_PAYLOAD, _STRUCT = b"\x1a", b"\n"  # PointStruct.payload, Struct.fields
 
 
 class Requests:
@@ -75,43 +73,13 @@ def pieces(points: Points, *, dense: bool = True) -> list[Pieces]:
         uuid = id.encode()
         uuid = _opened(2, len(uuid)) + uuid
         start = _opened(1, len(uuid)) + uuid
-        start += _fields(payload, _PAYLOAD)
+        if payload:
+            start += grpc.PointStruct(payload=payload_to_grpc(payload)).SerializeToString()
         point: Pieces = [_opened(3, len(start) + length) + start + opening]
         for column in columns:
             point += (column.prefix, column.bytes[row * column.width : (row + 1) * column.width])
         found.append(point)
     return found
-
-
-def _fields(values: Mapping[str, Any], opening: bytes) -> bytes:
-    """The entries of a map of values; the official client makes a message of each, which takes longer."""
-    found: list[bytes] = []
-    for key, value in values.items():
-        name, inner = key.encode(), _value(value)
-        entry = b"\n%b%b\x12%b%b" % (_size(len(name)), name, _size(len(inner)), inner)
-        found += (opening, _size(len(entry)), entry)
-    return b"".join(found)
-
-
-def _value(value: Any) -> bytes:
-    """A message of type Value, without what stands before it."""
-    kind = type(value)
-    if kind is str:
-        text = value.encode()
-        return b"\x22%b%b" % (_size(len(text)), text)
-    if kind is int and _LEAST <= value < -_LEAST:
-        # a negative number as its two's complement of 64 bits
-        return b"\x18" + _size(value & 0xFFFFFFFFFFFFFFFF)
-    if kind is dict:
-        inner = _fields(value, _STRUCT)
-        return b"\x32%b%b" % (_size(len(inner)), inner)
-    if kind is list:
-        parts = [b"\n%b%b" % (_size(len(inner)), inner) for inner in map(_value, value)]
-        inner = b"".join(parts)
-        return b"\x3a%b%b" % (_size(len(inner)), inner)
-    # a single number, or what only looks like one of these
-    raw: bytes = json_to_value(value).SerializeToString()
-    return raw
 
 
 class _Column:
@@ -164,10 +132,6 @@ def _opened(field: int, length: int) -> bytes:
     return _varint(field << 3 | 2) + _varint(length)
 
 
-def _size(number: int) -> bytes:
-    return _SIZES[number] if number < len(_SIZES) else _varint(number)
-
-
 def _varint(number: int) -> bytes:
     out = bytearray()
     while number > 0x7F:
@@ -175,8 +139,3 @@ def _varint(number: int) -> bytes:
         number >>= 7
     out.append(number)
     return bytes(out)
-
-
-_LEAST = -(2**63)
-# most lengths, made once
-_SIZES = [_varint(number) for number in range(1024)]
