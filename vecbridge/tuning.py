@@ -380,7 +380,7 @@ def _idle(trials: _Trials, grid: Grid, chosen: Layout) -> bool:
     segment below its full_scan_threshold of 10,000 kB: a width that was chosen there would be far too narrow
     on the day the collection grows beyond that.
     """
-    column = next(one for one in grid if one[0].oversample == chosen.oversample)
+    column = _column(grid, chosen)
     if chosen.index is None or chosen.index.kind != "hnsw" or chosen != column[0]:
         return False
     if widths.walk(column[-1]) < 4 * widths.walk(chosen):
@@ -391,9 +391,14 @@ def _idle(trials: _Trials, grid: Grid, chosen: Layout) -> bool:
         return False
 
 
+def _column(grid: Grid, layout: Layout) -> Sequence[Layout]:
+    """Every walk with the oversampling of a layout, the narrowest first."""
+    return next(one for one in grid if one[0].oversample == layout.oversample)
+
+
 def _spared(chosen: Layout, grid: Grid) -> Layout:
     """The layout chosen, with a walk that is wider by `_SPARE` where there is one."""
-    column = next(one for one in grid if one[0].oversample == chosen.oversample)
+    column = _column(grid, chosen)
     return next((one for one in column if widths.walk(one) >= _SPARE * widths.walk(chosen)), column[-1])
 
 

@@ -166,13 +166,8 @@ class _Ask:
         k: int,
         positions: Array | None,
     ) -> None:
-        self.vectors, self.lengths, self.metric, self.k, self.positions = (
-            vectors,
-            lengths,
-            metric,
-            k,
-            positions,
-        )
+        self.vectors, self.lengths, self.metric = vectors, lengths, metric
+        self.k, self.positions = k, positions
         unit = queries / np.where(lengths > 0, lengths, 1)[:, None]
         size = np.abs(unit).max(axis=1)
         self.scales = np.where(size > 0, size, 1) / _LEVELS
@@ -238,8 +233,9 @@ def _multiplied(ask: _Ask, multiply: Dots, matrix: Array, at: slice | Array, cou
     dim = matrix.shape[1]
     # threads do nothing but multiply: what needs the interpreter is quicker done by one of them at once
     threads = min(_THREADS, max(1, count * dim // _SHARED))
-    step = -(-count // (2 * threads)) if threads > 1 else count
-    parts = deque(range(0, count, max(1, min(step, _PIECE // dim))))
+    share = -(-count // (2 * threads)) if threads > 1 else count
+    step = max(1, min(share, _PIECE // dim))
+    parts = deque(range(0, count, step))
 
     def work() -> None:
         while True:
@@ -247,7 +243,7 @@ def _multiplied(ask: _Ask, multiply: Dots, matrix: Array, at: slice | Array, cou
                 start = parts.popleft()
             except IndexError:
                 return
-            part = slice(start, min(start + max(1, min(step, _PIECE // dim)), count))
+            part = slice(start, min(start + step, count))
             if isinstance(at, slice):
                 rows = matrix[at.start + part.start : at.start + part.stop]
             else:
