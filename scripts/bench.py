@@ -41,6 +41,7 @@ from benchmarks import (
     growing,
     loading,
     peers,
+    promises,
     reducing,
     searching,
     starting,
@@ -48,28 +49,12 @@ from benchmarks import (
     texts,
 )
 from benchmarks.bench import Bench
-from benchmarks.measure import AnyLine, Line, told
+from benchmarks.measure import AnyLine, Line
 from benchmarks.rows import SEED
 from rich.console import Console
 
 ALL = "all of it"  # of a job that failed
 RULES = "medians; ratios pair by pair; fsync on; commits of 1,000 rows on all sides; who goes first rotates"
-
-
-def promises(bench: Bench) -> list[AnyLine]:
-    """What plans promise beside what built collections give, on vectors of real texts; takes its time."""
-    import bench_plan
-
-    lines, details = bench_plan.rows(
-        bench.folder / "promises",
-        bench.postgres,
-        rows=min(bench.many(bench_plan.ROWS), bench_plan.ROWS),
-        glosses=bench.glosses or bench_plan.GLOSSES,
-        keep=bench.keep,
-        tell=bench.tell,
-    )
-    bench.details |= details
-    return [told("promises", line) for line in lines]
 
 
 JOBS: dict[str, Callable[[Bench], list[AnyLine]]] = {
@@ -89,7 +74,7 @@ JOBS: dict[str, Callable[[Bench], list[AnyLine]]] = {
     "growth": growing.growth,
     "texts": texts.texts,
     "costs": costs.costs,
-    "promises": promises,
+    "promises": promises.promises,
 }
 # promises takes longer than all others together, and costs want a machine to themselves
 DEFAULT = tuple(name for name in JOBS if name not in ("costs", "promises"))

@@ -1,7 +1,7 @@
 """Vectors of real texts, of kinds that differ in what shortening and rounding do to them.
 
 The texts are definitions of WordNet, see `vecbridge.data`; the queries are definitions that were held out.
-scripts/bench_plan.py uses the same kinds, only larger.
+scripts/benchmarks/promises.py uses the same kinds, only larger.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scans import METRICS, scans
 
 from vecbridge.backends.flat import FlatBackend, FlatTable, connect, database
 from vecbridge.backends.flat.matrix import Files, Vectors, lengths
@@ -38,8 +39,6 @@ from vecbridge.manifest import Manifest
 from vecbridge.reduction import fit
 from vecbridge.testing.oracle import inventory
 from vecbridge.types import Batch, Hit, IndexState, Layout, Metric, Shorten, Space
-
-METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
 
 
 def manifest(
@@ -557,29 +556,10 @@ def test_empty_and_emptied_collections_are_searched(papers: FlatTable) -> None:
     assert papers.search(queries, None, k=5, where=None, exact=True) == [[], [], []]
 
 
-# zero rows have no cosine; the front refuses them there
-components = st.one_of(
-    st.integers(-2, 2).map(float),
-    st.floats(width=32, allow_nan=False, allow_infinity=False),
-    st.sampled_from([1e-45, 1e-38, 1e-20, 1e19, 1e30, 3.4e38]),
-)
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_nearest_equals_brute_force_on_any_values(data: st.DataObject) -> None:
-    metric = data.draw(st.sampled_from(METRICS))
-    dim = data.draw(st.integers(1, 5))
-    rows = st.lists(components, min_size=dim, max_size=dim)
-    matrix = np.array(data.draw(st.lists(rows, min_size=1, max_size=30)), dtype=np.float32)
-    queries = np.array(data.draw(st.lists(rows, min_size=1, max_size=3)), dtype=np.float32)
-    if metric == "cosine":
-        matrix[~matrix.any(axis=1), 0] = 1
-        queries[~queries.any(axis=1), 0] = 1
-    k = data.draw(st.integers(1, len(matrix)))
-    chosen = np.array(sorted(data.draw(st.sets(st.integers(0, len(matrix) - 1), min_size=1))))
-    positions = data.draw(st.sampled_from([None, chosen]))
-    k = k if positions is None else min(k, len(positions))
+    metric, matrix, queries, k, positions = data.draw(scans())
     vectors = Vectors("g", matrix, np.arange(len(matrix)), lengths(matrix))
     found = nearest(vectors, queries, metric=metric, k=k, positions=positions)
     kept = np.arange(len(matrix)) if positions is None else positions

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scans import METRICS, components, scans
 
 from vecbridge.backends.flat import FlatBackend, FlatTable, codes, connect, table
 from vecbridge.backends.flat.matrix import Files, Vectors, lengths
@@ -23,7 +24,6 @@ from vecbridge.filters import parse
 from vecbridge.manifest import Manifest
 from vecbridge.types import Batch, Element, Hit, Layout, Metric, Space
 
-METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
 DIM = codes.LEAST
 
 
@@ -70,12 +70,6 @@ def clustered(rows: int, dim: int, *, seed: int) -> Any:
 
 
 # The bound
-
-components = st.one_of(
-    st.integers(-2, 2).map(float),
-    st.floats(width=32, allow_nan=False, allow_infinity=False),
-    st.sampled_from([1e-45, 1e-38, 1e-31, 7.9e-31, 1e-20, 1e19, 1e30, 3.4028235e38, -3.4028235e38]),
-)
 
 
 @settings(max_examples=300, deadline=None)
@@ -171,18 +165,7 @@ def test_the_bound_is_kept_where_all_that_is_left_out_points_one_way(
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_results_are_those_of_the_plain_scan_on_any_values(data: st.DataObject) -> None:
-    metric = data.draw(st.sampled_from(METRICS))
-    dim = data.draw(st.integers(1, 5))
-    rows = st.lists(components, min_size=dim, max_size=dim)
-    matrix = np.array(data.draw(st.lists(rows, min_size=1, max_size=30)), dtype=np.float32)
-    queries = np.array(data.draw(st.lists(rows, min_size=1, max_size=3)), dtype=np.float32)
-    if metric == "cosine":
-        matrix[~matrix.any(axis=1), 0] = 1
-        queries[~queries.any(axis=1), 0] = 1
-    k = data.draw(st.integers(1, len(matrix)))
-    chosen = np.array(sorted(data.draw(st.sets(st.integers(0, len(matrix) - 1), min_size=1))))
-    positions = data.draw(st.sampled_from([None, chosen]))
-    k = k if positions is None else min(k, len(positions))
+    metric, matrix, queries, k, positions = data.draw(scans())
     vectors = coded(matrix)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("_SCANNED", 0), ("_SHARE", 0), ("_CROWD", 1), ("dots", lambda: by_numpy)):

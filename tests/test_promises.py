@@ -1,4 +1,4 @@
-"""What is measured on a sample holds for the collection that is built; scripts/bench_plan.py has more."""
+"""What is measured on a sample holds for the collection that is built; scripts/benchmarks has more of it."""
 
 from __future__ import annotations
 

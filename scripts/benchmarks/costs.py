@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import vecbridge
@@ -19,11 +17,7 @@ from vecbridge.types import Element, Index, Layout, Shorten
 
 from .bench import BATCH, Bench
 from .measure import AnyLine, told
-
-# the kinds of vectors are those of the tests
-sys.path.append(str(Path(__file__).parent.parent.parent / "tests"))
-import real_vectors
-from real_vectors import Vectors
+from .vectors import real_vectors
 
 ROWS = 5_000  # of each kind, at most
 QUERIES = 60
@@ -57,7 +51,7 @@ def costs(bench: Bench) -> list[AnyLine]:
     dim = min(3_584, (rows + QUERIES) * 7 // 10)
     keep = bench.keep or bench.folder / "texts"
 
-    def kinds() -> Iterator[Vectors]:
+    def kinds() -> Iterator[real_vectors.Vectors]:
         glosses = str(bench.glosses or GLOSSES)
         yield real_vectors.cached(
             keep,
@@ -100,7 +94,7 @@ def layouts(place: str, dim: int) -> Iterator[Layout]:
         yield Layout(index=Index("hnsw", short, shorten, ef_search=200), oversample=4)
 
 
-def _costs(bench: Bench, place: str, vectors: Vectors) -> Iterator[Cost]:
+def _costs(bench: Bench, place: str, vectors: real_vectors.Vectors) -> Iterator[Cost]:
     with vecbridge.connect(bench.url(place)) as store:
         # just before, as machines have good days and bad ones
         speeds = calibrate.calibrate(store, seconds=CALIBRATED if len(vectors.rows) > 1_000 else 5.0)
@@ -134,7 +128,7 @@ def _costs(bench: Bench, place: str, vectors: Vectors) -> Iterator[Cost]:
             store.drop("costs")
 
 
-def _query(url: str, vectors: Vectors) -> float:
+def _query(url: str, vectors: real_vectors.Vectors) -> float:
     """Seconds of one search, the median, without what the front takes."""
     taken = []
     backend = backends.connect(url)

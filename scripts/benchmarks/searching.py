@@ -94,25 +94,15 @@ def _one_postgres(bench: Bench, dim: int) -> list[Line]:
         connection = stack.enter_context(psycopg.connect(bench.conninfo))
         postgres.settle(connection)
         bare = postgres.searcher(connection, postgres.statement(f"vecbridge_{name}", dim), dim)
-        found = turns({"ours": _side(papers.search, queries), "hand": _side(bare, queries)}, 2 * bench.rounds)
-        known = _recalls(
-            {"ours": lambda q: _ids(papers.search(q)), "hand": lambda q: _first(bare(q))}, queries, right
+        return _beside(
+            bench,
+            papers.search,
+            bare,
+            _first,
+            ("pgvector", "bare psycopg, prepared, binary"),
+            what,
+            (data, queries, right),
         )
-        lines = [
-            Line(
-                "search",
-                what,
-                "ms",
-                "bare psycopg, prepared, binary",
-                pairs(found, "ours", "hand", scale=1e3),
-                goal=most(1.05),
-                note=_found(known["ours"], known["hand"]),
-            ),
-            _recall_line("search", what, known["ours"]),
-        ]
-        if bench.peers:
-            lines += _peers(bench, papers.search, "pgvector", "search", what, data, queries, right)
-    return lines
 
 
 def _one_edge(bench: Bench, dim: int) -> list[Line]:
@@ -127,24 +117,47 @@ def _one_edge(bench: Bench, dim: int) -> list[Line]:
         def bare(query: Floats) -> list[qe.ScoredPoint]:
             return shard.query(edge.request(query))
 
-        found = turns({"ours": _side(papers.search, queries), "hand": _side(bare, queries)}, 2 * bench.rounds)
-        known = _recalls(
-            {"ours": lambda q: _ids(papers.search(q)), "hand": lambda q: edge.ids(bare(q))}, queries, right
+        return _beside(
+            bench,
+            papers.search,
+            bare,
+            edge.ids,
+            ("edge", "bare qdrant_edge"),
+            what,
+            (data, queries, right),
         )
-        lines = [
-            Line(
-                "search",
-                what,
-                "ms",
-                "bare qdrant_edge",
-                pairs(found, "ours", "hand", scale=1e3),
-                goal=most(1.05),
-                note=_found(known["ours"], known["hand"]),
-            ),
-            _recall_line("search", what, known["ours"]),
-        ]
-        if bench.peers:
-            lines += _peers(bench, papers.search, "edge", "search", what, data, queries, right)
+
+
+def _beside(
+    bench: Bench,
+    ours: Callable[[Floats], Sequence[Any]],
+    bare: Callable[[Floats], Any],
+    named: Callable[[Any], list[str]],
+    store: tuple[str, str],
+    what: str,
+    asked: tuple[Rows, Floats, Sequence[Sequence[str]]],
+) -> list[Line]:
+    """Single searches beside `bare`, whose answers `named` gives the ids of; and beside peers.
+
+    `store`: its name among ours, and what is done by hand. `asked`: rows, queries, and right answers.
+    """
+    data, queries, right = asked
+    found = turns({"ours": _side(ours, queries), "hand": _side(bare, queries)}, 2 * bench.rounds)
+    known = _recalls({"ours": lambda q: _ids(ours(q)), "hand": lambda q: named(bare(q))}, queries, right)
+    lines = [
+        Line(
+            "search",
+            what,
+            "ms",
+            store[1],
+            pairs(found, "ours", "hand", scale=1e3),
+            goal=most(1.05),
+            note=_found(known["ours"], known["hand"]),
+        ),
+        _recall_line("search", what, known["ours"]),
+    ]
+    if bench.peers:
+        lines += _peers(bench, ours, store[0], "search", what, data, queries, right)
     return lines
 
 

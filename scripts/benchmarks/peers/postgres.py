@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..bench import EF
 from ..rows import K, Rows
+from . import frameworks
 
 Floats = NDArray[np.float32]
 TABLE = "peer"
@@ -97,13 +98,7 @@ class llama_index_vector_stores_postgres(_Postgres):  # noqa: N801 -- named as i
         self._store._initialize()
 
     def prepare(self, rows: Rows) -> Any:
-        from llama_index.core.schema import TextNode
-
-        columns = zip(rows.ids, rows.documents, rows.metadata, rows.vectors.tolist(), strict=True)
-        return [
-            TextNode(id_=id, text=text, metadata=entry, embedding=vector)
-            for id, text, entry, vector in columns
-        ]
+        return frameworks.nodes(rows)
 
     def add(self, prepared: Any) -> object:
         return self._store.add(prepared)
@@ -139,12 +134,7 @@ class pgvector_haystack(_Postgres):  # noqa: N801 -- named as its package is
         self._store._ensure_db_setup()
 
     def prepare(self, rows: Rows) -> Any:
-        from haystack import Document
-
-        columns = zip(rows.ids, rows.documents, rows.metadata, rows.vectors.tolist(), strict=True)
-        return [
-            Document(id=id, content=text, meta=entry, embedding=vector) for id, text, entry, vector in columns
-        ]
+        return frameworks.documents(rows)
 
     def add(self, prepared: Any) -> object:
         return self._store.write_documents(prepared)

@@ -8,6 +8,7 @@ from typing import Any
 from qdrant_client import QdrantClient
 
 from ..rows import Rows
+from . import frameworks
 
 NAME = "bench"
 
@@ -69,13 +70,7 @@ class llama_index_vector_stores_qdrant(_Qdrant):  # noqa: N801 -- named as its p
         self._store = QdrantVectorStore(NAME, client=self.client)
 
     def prepare(self, rows: Rows) -> Any:
-        from llama_index.core.schema import TextNode
-
-        columns = zip(rows.ids, rows.documents, rows.metadata, rows.vectors.tolist(), strict=True)
-        return [
-            TextNode(id_=id, text=text, metadata=entry, embedding=vector)
-            for id, text, entry, vector in columns
-        ]
+        return frameworks.nodes(rows)
 
     def add(self, prepared: Any) -> object:
         return self._store.add(prepared)
@@ -99,12 +94,7 @@ class qdrant_haystack(_Qdrant):  # noqa: N801 -- named as its package is
         )
 
     def prepare(self, rows: Rows) -> Any:
-        from haystack import Document
-
-        columns = zip(rows.ids, rows.documents, rows.metadata, rows.vectors.tolist(), strict=True)
-        return [
-            Document(id=id, content=text, meta=entry, embedding=vector) for id, text, entry, vector in columns
-        ]
+        return frameworks.documents(rows)
 
     def add(self, prepared: Any) -> object:
         from haystack.document_stores.types import DuplicatePolicy

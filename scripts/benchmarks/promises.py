@@ -1,4 +1,4 @@
-"""What plans promise beside what built collections give, on vectors of real texts; scripts/bench.py calls it.
+"""What plans promise beside what built collections give, on vectors of real texts; takes its time.
 
 Predicted recall of every representation against the recall of the collection that was built by it, and recall
 that was promised against recall on queries that nobody had seen.
@@ -6,7 +6,6 @@ that was promised against recall on queries that nobody had seen.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -30,10 +29,9 @@ from vecbridge.recall import Recall, mean_recall
 from vecbridge.sizes import estimate
 from vecbridge.types import Element, Index, Layout, Shorten
 
-# the kinds of vectors are those of the tests
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
-import real_vectors
-from real_vectors import Vectors
+from .bench import Bench
+from .measure import AnyLine, told
+from .vectors import real_vectors
 
 Floats = NDArray[np.float32]
 Line = dict[str, Any]
@@ -50,14 +48,28 @@ ROOMS = (None, 0.6, 0.35, 0.15)
 CLOSE = 0.02
 
 
-def rows(
+def promises(bench: Bench) -> list[AnyLine]:
+    """Recall that was predicted and promised, beside what was found."""
+    lines, details = _measured(
+        bench.folder / "promises",
+        bench.postgres,
+        rows=min(bench.many(ROWS), ROWS),
+        glosses=bench.glosses or GLOSSES,
+        keep=bench.keep,
+        tell=bench.tell,
+    )
+    bench.details |= details
+    return [told("promises", line) for line in lines]
+
+
+def _measured(
     folder: Path,
     url: str,
     *,
     rows: int,
-    glosses: Path = GLOSSES,
-    keep: Path | None = None,
-    tell: Callable[[str], None] = print,
+    glosses: Path,
+    keep: Path | None,
+    tell: Callable[[str], None],
 ) -> tuple[list[Line], dict[str, Any]]:
     """Lines of the table, and every single measurement for JSON.
 
@@ -68,7 +80,7 @@ def rows(
     places = {"pgvector": url, "Edge": f"qdrant:{folder / 'edge'}"}
     lines: list[Line] = []
     predictions: list[Prediction] = []
-    promises: list[Promise] = []
+    made: list[Promise] = []
     for vectors in kinds(keep or folder / "texts", glosses, rows):
         tell(str(vectors))
         known = measure(
@@ -84,17 +96,17 @@ def rows(
         vectors = replace(vectors, rows=vectors.rows[:PROMISED])
         held_out = measure(vectors.rows, metric="cosine", nested=vectors.nested, k=K, rows=len(vectors.rows))
         for place, where in places.items():
-            promises += promised(place, where, vectors, held_out, tell=tell)
-    lines += [*_predicted_lines(predictions), *_promised_lines(promises)]
+            made += promised(place, where, vectors, held_out, tell=tell)
+    lines += [*_predicted_lines(predictions), *_promised_lines(made)]
     details = {
-        "said": [str(one) for one in (*predictions, *promises)],
+        "said": [str(one) for one in (*predictions, *made)],
         "predicted": [asdict(one) for one in predictions],
-        "promises": [asdict(one) | {"outcome": one.outcome} for one in promises],
+        "promises": [asdict(one) | {"outcome": one.outcome} for one in made],
     }
     return lines, details
 
 
-def kinds(keep: Path, glosses: Path, rows: int) -> Iterator[Vectors]:
+def kinds(keep: Path, glosses: Path, rows: int) -> Iterator[real_vectors.Vectors]:
     """The kinds of vectors, one after the other."""
     known = real_vectors.texts(glosses)
     # words alone, as definitions take this model ten times as long
@@ -104,7 +116,7 @@ def kinds(keep: Path, glosses: Path, rows: int) -> Iterator[Vectors]:
     few = min(many, 2_000, len(words) - asked)
     dim = min(3_584, (many + asked) * 4 // 5)
 
-    def make(name: str, made: Callable[[], Vectors], *parts: object) -> Vectors:
+    def make(name: str, made: Callable[[], real_vectors.Vectors], *parts: object) -> real_vectors.Vectors:
         return real_vectors.cached(keep, made, name, str(glosses), *parts)
 
     yield make("wordllama", lambda: real_vectors.wordllama(known, rows=few, queries=asked), few)
@@ -166,7 +178,7 @@ def _middle(sizes: Sequence[int]) -> Sequence[int]:
 def predicted(
     place: str,
     url: str,
-    vectors: Vectors,
+    vectors: real_vectors.Vectors,
     known: Evidence,
     *,
     tell: Callable[[str], None],
@@ -218,7 +230,7 @@ def load(papers: vecbridge.Collection, vectors: Floats) -> None:
         papers.upsert([f"{at + n:016d}" for n in range(len(part))], part)
 
 
-def _ask(url: str, vectors: Vectors, layout: Layout) -> list[list[str]]:
+def _ask(url: str, vectors: real_vectors.Vectors, layout: Layout) -> list[list[str]]:
     """What the collection finds with another search width."""
     backend = backends.connect(url)
     try:
@@ -231,7 +243,7 @@ def _ask(url: str, vectors: Vectors, layout: Layout) -> list[list[str]]:
         backend.close()
 
 
-def _recall(url: str, vectors: Vectors, layout: Layout) -> Recall:
+def _recall(url: str, vectors: real_vectors.Vectors, layout: Layout) -> Recall:
     return mean_recall(real_vectors.found(vectors, _ask(url, vectors, layout), K), K)
 
 
@@ -304,7 +316,7 @@ class Promise:
         )
 
 
-def wishes(vectors: Vectors, limits: Limits) -> Iterator[tuple[float, str, dict[str, Any]]]:
+def wishes(vectors: real_vectors.Vectors, limits: Limits) -> Iterator[tuple[float, str, dict[str, Any]]]:
     """Target, the wish in words, and the options of a plan: each target with each of the budgets in turn."""
     many, index = len(vectors.rows), Index("hnsw", ef_construction=100)
     graph = estimate(vectors_space(vectors), Layout(index=index), rows=many, limits=limits)
@@ -325,13 +337,13 @@ def wishes(vectors: Vectors, limits: Limits) -> Iterator[tuple[float, str, dict[
     yield 0.95, "planned for 1,000,000", {"rows": 1_000_000}
 
 
-def vectors_space(vectors: Vectors) -> vecbridge.Space:
+def vectors_space(vectors: real_vectors.Vectors) -> vecbridge.Space:
     """The space of such vectors."""
     return vecbridge.Space(vectors.dim, "cosine", vectors.nested)
 
 
 def promised(
-    place: str, url: str, vectors: Vectors, known: Evidence, *, tell: Callable[[str], None]
+    place: str, url: str, vectors: real_vectors.Vectors, known: Evidence, *, tell: Callable[[str], None]
 ) -> Iterator[Promise]:
     """Collections that were asked for a recall, from plan to search."""
     with vecbridge.connect(url) as store:
@@ -345,7 +357,7 @@ def promised(
 def _promised(
     store: vecbridge.Store,
     place: str,
-    vectors: Vectors,
+    vectors: real_vectors.Vectors,
     known: Evidence,
     target: float,
     wish: str,
