@@ -27,7 +27,7 @@ from . import build
 from .config import INDEXING_THRESHOLD, indexed, told, vectors
 from .files import check_room, free, sentences, taken
 from .place import Collection, Place, give_back, lease
-from .query import filter_of, given, request, search
+from .query import filter_of, given, request
 
 if TYPE_CHECKING:
     from ....types import Floats
@@ -139,18 +139,13 @@ class Edge:
 
     def query(self, name: str, queries: Sequence[Query]) -> list[list[Scored]]:
         collection = self._collection(name)
-        if not queries:
-            return []
-        alone = batch = None
         with sentences(self._url):
-            if len(queries) > 1 or (alone := search(queries[0])) is None:
-                batch = qe.QueryBatchRequest([request(one) for one in queries])
+            requests = [request(one) for one in queries]
         with collection.reading() as shard:
-            if alone is not None:
-                answers = [shard.search(alone)]
+            if len(requests) == 1:
+                answers = [shard.query(requests[0])]
             else:
-                assert batch is not None
-                answers = shard.query_batch(batch)
+                answers = shard.query_batch(qe.QueryBatchRequest(requests)) if requests else []
         return [[Scored(hit.score, hit.payload or {}) for hit in hits] for hits in answers]
 
     def retrieve(

@@ -34,23 +34,6 @@ def request(query: Query) -> qe.QueryRequest:
     )
 
 
-def search(query: Query) -> qe.SearchRequest | None:
-    """One search as Edge's simpler request; None where the query is more than that. Raises StoreError.
-
-    What comes back is the same as by `request`, a tenth sooner: nothing is planned, and payloads are read
-    while the points are at hand (Edge 0.9.0, 20,000 x 3,584).
-    """
-    if query.prefetch is not None:
-        return None
-    return qe.SearchRequest(
-        limit=query.limit,
-        query=_nearest(query),
-        filter=filter_of(query.filter),
-        params=_params(query.params),
-        with_payload=True,
-    )
-
-
 def _prefetch(query: Query) -> qe.Prefetch:
     return qe.Prefetch(
         limit=query.limit,
