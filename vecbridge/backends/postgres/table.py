@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -35,8 +36,10 @@ _FILTERED = 4
 _IDS = 10_000
 _BY_ID = "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)"
 # foreign keys onto a table are triggers of it, too
-_STAGED = "SELECT %s OR EXISTS (SELECT FROM pg_trigger WHERE tgrelid = %s::regclass)"
+_STAGED = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = %s::regclass)"
 _CLEARED = f"DELETE FROM {{}} WHERE id = ANY(%b) AND NOT ({_STAGED})"  # noqa: S608  both are written here
+# the table's number in the upper half: other advisory locks are hashes of names
+_TOGETHER_OR_ALONE = "SELECT {}(%s::regclass::oid::bigint << 32)"
 _PART = 5_000  # records of one part of the inventory
 _MOST_CANDIDATES = 1_000  # of one HNSW scan that cannot go on: the largest hnsw.ef_search
 
@@ -107,37 +110,36 @@ class Table:
 
         Those that are there are deleted, and all are copied: through a staging table, as INSERT … ON CONFLICT
         needs one, every vector would be written twice. They still go that way where others have put triggers
-        or foreign keys on the table, to which a record that is replaced must not look like one that is gone,
-        and where another writer adds one of them between our DELETE and our COPY.
+        or foreign keys on the table, to which a record that is replaced must not look like one that is gone.
+
+        Another writer may add one of them between our DELETE and our COPY, or wait for one of ours while we
+        wait for one of his: then all is done again, with no other writer of ours beside it.
         """
-        # in the order of COLLATE "C", so that two writers of the same ids cannot wait for each other
+        # in the order of COLLATE "C", so that two writers of the same ids seldom wait for each other
         order = sorted(range(len(batch)), key=batch.ids.__getitem__)
         ids = [batch.ids[row] for row in order]
         columns = [(self._content(column, batch), column.type) for column in self._columns]
         here = self.name.as_string(None)
-        met = False
+        # a lock of the table would do as well, but wait for an index that is built, and all others with it
+        locks = chain(["pg_advisory_xact_lock_shared"], repeat("pg_advisory_xact_lock"))
 
         def once(connection: Connection) -> None:
-            nonlocal met
             with connection.transaction():
                 with connection.pipeline():
                     # before anything is read: who reads first and then waits to write, may be waited for
                     connection.execute(self._sql("LOCK TABLE {} IN ROW EXCLUSIVE MODE"))
+                    connection.execute(_TOGETHER_OR_ALONE.format(next(locks)), [here])
                     # the planner would read the whole table to look for some hundred ids, or take them in
                     # the order in which they lie there
                     connection.execute(_BY_ID)
-                    connection.execute(self._sql(_CLEARED), [ids, met, here])
-                    answer = connection.execute(_STAGED, [met, here])
+                    connection.execute(self._sql(_CLEARED), [ids, here])
+                    answer = connection.execute(_STAGED, [here])
                 staged = answer.fetchone() == (True,)
                 blocks = copy.blocks(batch, order, columns)
-                try:
-                    if staged:
-                        self._replace(connection, blocks)
-                    else:
-                        self._copy(connection, self.name, blocks)
-                except pg.UniqueViolation:
-                    met = True
-                    raise
+                if staged:
+                    self._replace(connection, blocks)
+                else:
+                    self._copy(connection, self.name, blocks)
 
         self.run(_repeated(once))
 
