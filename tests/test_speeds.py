@@ -89,6 +89,7 @@ def test_a_place_that_is_twice_as_fast_takes_half_the_time(on: str) -> None:
         rough,
         trip=rough.trip / 2,
         start=rough.start / 2,
+        stage=rough.stage / 2,
         scans={name: doubled(rate) for name, rate in rough.scans.items()},
         visit=doubled(rough.visit),
         again=doubled(rough.again),
@@ -201,3 +202,22 @@ def pages(connection: psycopg.Connection[tuple[Any, ...]], query: str) -> int:
     [scan] = row[0][0]["Plan"]["Plans"]
     assert scan["Node Type"] == "Index Scan"
     return int(scan["Shared Hit Blocks"]) + int(scan["Shared Read Blocks"])
+
+
+def test_speeds_that_were_kept_before_stages_were_measured_take_the_rough_one() -> None:
+    kept = {name: value for name, value in ROUGH["qdrant"].to_dict().items() if name != "stage"}
+    assert Speeds.from_dict(kept) == ROUGH["qdrant"]
+    assert Speeds.from_dict({**kept, "stage": 0.25}).stage == 0.25
+
+
+def test_searching_two_sets_of_vectors_takes_a_stage_more() -> None:
+    known = limits("qdrant")
+    layout = Layout(index=Index("hnsw", shorten=Shorten("truncate", 256), ef_search=200), oversample=4)
+    plain, staged = (
+        estimate(
+            Space(1024, nested=(256,)), layout, rows=10_000, limits=known,
+            speeds=replace(ROUGH["qdrant"], stage=stage),
+        ).query_seconds
+        for stage in (0.0, 0.5)
+    )  # fmt: skip
+    assert staged - plain == pytest.approx(0.5)

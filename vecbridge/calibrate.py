@@ -24,7 +24,7 @@ import numpy as np
 from .errors import CollectionNotFound, Forbidden, InputError
 from .sizes import vector_bytes
 from .speeds import HITS, PARALLEL, ROUGH, Rate, Speeds, inserts, visits
-from .types import Element, Index, Layout, Progress
+from .types import Element, Index, Layout, Progress, Shorten
 
 if TYPE_CHECKING:
     from .collection import Collection
@@ -155,7 +155,9 @@ class _Run:
         """A collection of so many rows, and queries for it; dropped at the end in any case."""
         name = f"{_PREFIX}-{_machine()}-{os.getpid()}-{int(time.time()):08x}{next(_counted) % 100}"
         vectors = self.vectors(rows, dim)
-        collection = self.store.create(name, dim=dim, rows=rows, layout=layout)
+        # so that a layout may search prefixes: what they find does not matter here
+        nested = (_SMALL,) if dim > _SMALL else None
+        collection = self.store.create(name, dim=dim, rows=rows, layout=layout, nested=nested)
         try:
             step = max(_BATCH // (4 * dim), 1)
             for start in range(0, rows, step):
@@ -258,6 +260,10 @@ def _qdrant(run: _Run) -> dict[str, float]:
         one.build_index()
         times["coded one"] = _asked(one, queries, k=1)
         times["coded ten"] = _asked(one, queries)
+    short = Index("hnsw", shorten=Shorten("truncate", _SMALL), ef_construction=64, ef_search=_WIDE)
+    with run.filled(run.large, _LARGE, Layout(index=short, oversample=_OVERSAMPLE)) as (one, queries):
+        one.build_index()
+        times["staged"] = _asked(one, queries)
     return times
 
 
@@ -327,6 +333,11 @@ def _fitted(backend: str, times: Mapping[str, float], run: _Run, source: str) ->
             / visits(large, width=_WIDE, m=16),
         ),
     )
+    stage = rough.stage
+    if "staged" in times:
+        walked = visits(large, width=_WIDE, m=16)
+        known = trip + visit.seconds(walked, size[_SMALL]) + again.seconds(HITS * _OVERSAMPLE, size[_LARGE])
+        stage = max(times["staged"] - known, 0.0)
     efc = 64 if backend == "pgvector" else 100
     entered = {rows: rows * inserts(rows, width=efc, m=16) for rows in (_PROBE, small, large)}
     slope = (times["build small"] - times["build probe"]) / (entered[small] - entered[_PROBE])
@@ -341,7 +352,7 @@ def _fitted(backend: str, times: Mapping[str, float], run: _Run, source: str) ->
         rows = PARALLEL + 100
         alone = start + insert.seconds(rows * inserts(rows, width=efc, m=16), size[_SMALL])
         workers = max((alone - start) / max(times["build workers"] - start, 1e-9), 1.0)
-    return replace(found, visit=visit, again=again, insert=insert, start=start, workers=workers)
+    return replace(found, visit=visit, again=again, insert=insert, start=start, workers=workers, stage=stage)
 
 
 def _line(rough: Rate, *points: tuple[int, float]) -> Rate:

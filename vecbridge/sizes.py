@@ -358,6 +358,8 @@ def _qdrant(
     # what the graph is walked with counts as a whole vector of as many dimensions: see `speeds`
     wanted, size = min(HITS * layout.oversample, rows), _component_bytes("float32", layout.index_dim(dim))
     again = speeds.again.seconds(wanted if layout.oversample > 1 else 0, value)
+    if short:
+        again += speeds.stage
     walk = walk_graph(speeds, part, size=size, index=index, wanted=wanted)
     return Estimates(
         table,

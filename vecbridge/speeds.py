@@ -44,7 +44,8 @@ class Speeds:
     `visit`: comparing one vector on the way through a graph. `again`: fetching one candidate and comparing it
     exactly. `insert`: one comparison while a graph is built, on all the cores that a build gets below
     `PARALLEL` rows; `workers`: how many times as fast it is from there on. `start`: seconds that every build
-    takes, whatever there is to build. `source`: where the numbers come from.
+    takes, whatever there is to build. `stage`: seconds on top of `again` where what was found in one set of
+    vectors is compared in another. `source`: where the numbers come from.
     """
 
     backend: str
@@ -55,6 +56,7 @@ class Speeds:
     insert: Rate
     start: float = 0.0
     workers: float = 1.0
+    stage: float = 0.0
     calibrated: bool = False
     source: str = field(default="", compare=False)
 
@@ -80,6 +82,8 @@ class Speeds:
                 **rates,
                 start=_number(data["start"]),
                 workers=workers,
+                # those that were measured before this was
+                stage=_number(data.get("stage", ROUGH[backend].stage)),
                 calibrated=bool(data["calibrated"]),
                 source=str(data["source"]),
             )
@@ -224,6 +228,7 @@ ROUGH = {
         again=Rate(2e-6, 1e9, "Edge, float32 1,024 on a busy machine"),
         insert=Rate(0.06e-6, 25e9, "Edge, float32 64 and 1,024: 0.11 and 0.32 us of two cores' time"),
         start=0.7,
+        stage=0.3e-3,
         source="rough",
     ),
 }
