@@ -216,6 +216,27 @@ class Collection:
         """
         return self._table.inventory()
 
+    def scan(self, *, where: Mapping[str, Any] | None = None, vectors: bool = True) -> Iterator[Batch]:
+        """Every record, or every one that matches `where`: batches of some megabytes, none of them empty.
+
+        In no order; no more than one batch is held in memory, and nothing is held open between two of them.
+        The same promise as `inventory`. Without `vectors`, none is read, and those of each batch are (n, 0).
+        Raises LayoutChanged where the collection is laid out anew meanwhile: begin again then.
+        """
+        condition = checks.where_filter(where)
+
+        def batches() -> Iterator[Batch]:
+            def begun(table: Table) -> tuple[Batch | None, Iterator[Batch]]:
+                rest = table.scan(condition, vectors=vectors)
+                return next(rest, None), rest
+
+            first, rest = self._now(begun)
+            if first is not None:
+                yield first
+                yield from rest
+
+        return batches()
+
     def delete(self, ids: Iterable[str] | None = None, *, where: Mapping[str, Any] | None = None) -> int:
         """Remove records by id or by filter; returns how many were there. Missing ids are no error."""
         if (ids is None) == (where is None):

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ..filters import Filter
     from ..types import Floats
 
+# vectors, documents and metadata in one batch of a scan, about: a few hundred of the widest records
+PART_BYTES = 8 * 2**20
+
 
 class Backend(Protocol):
     """One place that holds collections, opened from a URL. Safe to use from several threads."""
@@ -103,6 +106,13 @@ class Table(Protocol):
 
         Every record that is there from beginning to end comes once. Of those that are written or deleted
         meanwhile, any may be missing.
+        """
+
+    def scan(self, where: Filter | None, *, vectors: bool) -> Iterator[Batch]:
+        """All records, or those that match, in batches of about `PART_BYTES`, in no order; none is empty.
+
+        The same promise as `inventory`, and nothing is held between two batches: neither a transaction nor a
+        connection. Without `vectors`, those of a batch are (n, 0), and none is transferred.
         """
 
     def sample(self, n: int, *, seed: int) -> Batch:

@@ -20,6 +20,7 @@ pytest.register_assert_rewrite(
     "vecbridge.testing.filtering",
     "vecbridge.testing.machine",
     "vecbridge.testing.oracle",
+    "vecbridge.testing.reading",
     "vecbridge.testing.records",
     "vecbridge.testing.refusals",
     "vecbridge.testing.searching",

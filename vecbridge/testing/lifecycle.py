@@ -71,9 +71,9 @@ class LifecycleTests(Base):
         collection = store.create("papers", dim=2)
         collection.upsert(["a"], [[1, 2]], digests=[b"a"])
         assert oracle.inventory(collection.inventory()) == {"a": b"a"}
-        begun = collection.inventory()
+        begun = [collection.inventory(), collection.scan(), collection.scan(vectors=False)]
         store.drop("papers")
-        for parts in (begun, collection.inventory()):
+        for parts in (*begun, collection.inventory(), collection.scan()):
             with pytest.raises(CollectionNotFound, match="papers"):
                 next(parts)
         with pytest.raises(CollectionNotFound, match="papers"):
@@ -205,6 +205,7 @@ class LifecycleTests(Base):
             collection.count,
             lambda: collection.digests(["a"]),
             lambda: list(collection.inventory()),
+            lambda: list(collection.scan()),
             lambda: collection.delete(["a"]),
             lambda: collection.delete(where={"a": 1}),
             collection.sizes,

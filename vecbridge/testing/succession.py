@@ -586,6 +586,8 @@ def _uses(table: Table) -> Sequence[Callable[[], object]]:
         lambda: table.read([_FIRST]),
         lambda: table.digests([_FIRST]),
         lambda: list(table.inventory()),
+        lambda: list(table.scan(None, vectors=True)),
+        lambda: list(table.scan(where, vectors=False)),
         lambda: table.sample(3, seed=1),
         lambda: table.delete([_FIRST]),
         lambda: table.delete_where(where),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .filtering import FilterTests
 from .lifecycle import LifecycleTests
+from .reading import ReadingTests
 from .records import RecordTests
 from .refusals import RefusalTests
 from .searching import SearchTests
@@ -12,10 +13,17 @@ from .succession import SuccessionTests
 
 
 class StoreSuite(
-    LifecycleTests, RecordTests, SearchTests, FilterTests, RefusalTests, SharingTests, SuccessionTests
+    LifecycleTests,
+    RecordTests,
+    ReadingTests,
+    SearchTests,
+    FilterTests,
+    RefusalTests,
+    SharingTests,
+    SuccessionTests,
 ):
     """Every test that a store must pass. Override the fixture `places`; list known failures in `expected`.
 
-    Parts can be subclassed alone: `LifecycleTests`, `RecordTests`, `SearchTests`, `FilterTests`,
-    `RefusalTests`, `SharingTests`, `SuccessionTests`.
+    Parts can be subclassed alone: `LifecycleTests`, `RecordTests`, `ReadingTests`, `SearchTests`,
+    `FilterTests`, `RefusalTests`, `SharingTests`, `SuccessionTests`.
     """

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,12 @@ import numpy as np
 from ...errors import Forbidden, LayoutChanged, ManifestError, StoreError
 from ...manifest import Manifest
 from ...types import Batch, Hit, IndexState, Layout, Progress, Sizes
+from .. import PART_BYTES
 from .database import RECORDS, Database
 from .homes import Claim
 from .matrix import Files, Vectors
 from .nearest import nearest
-from .sql import condition
+from .sql import Condition, condition
 
 if TYPE_CHECKING:
     import sqlite3
@@ -34,7 +35,7 @@ FORMAT = 1
 _DEAD = 1000  # dead positions that are always tolerated
 _DEAD_SHARE = 0.3
 _IDS = 500  # parameters in one statement; old SQLite takes 999
-_PART = 5_000  # records of one part of the inventory
+_PART = 5_000  # records of one part of the inventory or of a scan, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,17 @@ class FlatTable:
             if len(part) < _PART:
                 return
             last = part[-1][0]
+
+    def scan(self, where: Filter | None, *, vectors: bool) -> Iterator[Batch]:
+        width = 4 * self._manifest.stored_dim if vectors else 0
+        last: str | None = ""
+        while last is not None:
+            with self._snapshot() as (connection, _, mapped):
+                part, more = _following(connection, last, where, width)
+                batch = _batch(mapped, part, full=vectors)
+            if part:
+                yield batch
+            last = part[-1][0] if more else None
 
     def sample(self, n: int, *, seed: int) -> Batch:
         with self._snapshot() as (connection, _, vectors):
@@ -430,12 +442,41 @@ def _hits(connection: sqlite3.Connection, rows: Array, scores: Array, k: int) ->
     return [Hit(name, 0.0 - score, *payload[row]) for score, name, row in best]  # 0.0 -: never "-0.0"
 
 
-def _batch(vectors: Vectors, found: Sequence[tuple[Any, ...]]) -> Batch:
-    """Records from rows of (id, row, document, metadata, digest), in their order."""
-    rows = np.array([row for _, row, _, _, _ in found], dtype=np.int64)
+def _following(
+    connection: sqlite3.Connection, last: str, where: Filter | None, width: int
+) -> tuple[list[tuple[Any, ...]], bool]:
+    """Rows for `_batch` after the id `last`, a part of them, and whether there may be more.
+
+    `width`: bytes of the vector that comes with each.
+    """
+    chosen = Condition() if where is None else condition(where)
+    chosen.install(connection)
+    found, size = [], 0
+    # closed before the transaction ends, which it would keep open
+    with closing(
+        connection.execute(
+            f"SELECT id, row, document, metadata, digest FROM records "  # noqa: S608  # operands are bound
+            f"WHERE id > ? AND {chosen.sql} ORDER BY id LIMIT ?",
+            (last, *chosen.values, _PART),
+        )
+    ) as rows:
+        for row in rows:
+            found.append(row)
+            size += width + len(row[2] or "") + len(row[3])
+            if size >= PART_BYTES:
+                return found, True
+    return found, len(found) == _PART
+
+
+def _batch(vectors: Vectors, found: Sequence[tuple[Any, ...]], *, full: bool = True) -> Batch:
+    """Records from rows of (id, row, document, metadata, digest), in their order; vectors where `full`."""
+    matrix = np.empty((len(found), 0), np.float32)
+    if full:
+        rows = np.array([row for _, row, _, _, _ in found], dtype=np.int64)
+        matrix = vectors.matrix[np.searchsorted(vectors.rows, rows)].astype(np.float32, copy=False)
     return Batch(
         ids=[name for name, _, _, _, _ in found],
-        vectors=vectors.matrix[np.searchsorted(vectors.rows, rows)].astype(np.float32),
+        vectors=matrix,
         documents=[document for _, _, document, _, _ in found],
         metadata=[json.loads(metadata) for _, _, _, metadata, _ in found],
         digests=[digest for _, _, _, _, digest in found],

@@ -17,7 +17,7 @@ from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from ...manifest import Manifest
 from ...types import Batch, Hit, Index, IndexState, Layout, Progress, Sizes
-from . import build, choice, copy, sql, succession
+from . import build, choice, copy, reading, sql, succession
 from .filters import compile
 from .pool import Connection, Pool
 from .sql import Place
@@ -40,7 +40,6 @@ _STAGED = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = %s::regclass)"
 _CLEARED = f"DELETE FROM {{}} WHERE id = ANY(%b) AND NOT ({_STAGED})"  # noqa: S608  both are written here
 # the table's number in the upper half: other advisory locks are hashes of names
 _TOGETHER_OR_ALONE = "SELECT {}(%s::regclass::oid::bigint << 32)"
-_PART = 5_000  # records of one part of the inventory
 _MOST_CANDIDATES = 1_000  # of one HNSW scan that cannot go on: the largest hnsw.ef_search
 
 
@@ -184,7 +183,7 @@ class Table:
         """The records of these ids in the order given; ids that are not there are left out."""
         found = self._records(SQL("WHERE id = ANY(%b)"), [list(ids)])
         rows = {row[0]: row for row in found}
-        return self._batch([rows[id] for id in ids if id in rows])
+        return reading.batch(self, [rows[id] for id in ids if id in rows])
 
     def sample(self, n: int, *, seed: int) -> Batch:
         """Up to `n` records in an order that depends on ids and seed alone."""
@@ -194,7 +193,7 @@ class Table:
             "WHERE id IN (SELECT id FROM {} ORDER BY hashtextextended(id, %(seed)s), id LIMIT %(n)s) "
             "ORDER BY hashtextextended(id, %(seed)s), id"
         )
-        return self._batch(self._records(chosen, {"seed": number, "n": n}))
+        return reading.batch(self, self._records(chosen, {"seed": number, "n": n}))
 
     def _records(self, condition: Composable, values: Any) -> list[tuple[Any, ...]]:
         statement = self._sql("SELECT id, embedding, digest, document, metadata FROM {} ") + condition
@@ -203,14 +202,6 @@ class Table:
             return connection.execute(statement, values, binary=True).fetchall()
 
         return self.run(fetch)
-
-    def _batch(self, rows: list[tuple[Any, ...]]) -> Batch:
-        ids, vectors, digests, documents, metadata = zip(*rows, strict=True) if rows else ((),) * 5
-        column = self._columns[0]
-        matrix = np.empty((0, column.dim), np.float32)
-        if rows:
-            matrix = copy.floats(vectors, column.type, column.dim)
-        return Batch(ids, matrix, documents, metadata, digests)
 
     def digests(self, ids: Sequence[str]) -> dict[str, bytes]:
         """The stored digests of those of these ids that are there and have one."""
@@ -225,28 +216,12 @@ class Table:
         return found
 
     def inventory(self) -> Iterator[list[tuple[str, bytes | None]]]:
-        """Ids and digests of all records in the order of their ids.
+        """Ids and digests of all records in the order of their ids."""
+        return reading.inventory(self)
 
-        Each part is a statement of its own: between them there is neither a transaction that vacuum would
-        have to wait for nor a connection that could be lost.
-        """
-        statement = self._sql("SELECT id, digest FROM {} WHERE id > %s ORDER BY id LIMIT %s")
-
-        def fetch(last: str, connection: Connection) -> list[tuple[Any, ...]]:
-            with connection.pipeline():
-                # with old statistics or dear random reads, the planner may sort the whole table for each part
-                connection.execute("SELECT set_config('enable_sort', 'off', true)")
-                cursor = connection.execute(statement, [last, _PART], binary=True)
-            return cursor.fetchall()
-
-        last = ""
-        while True:
-            part = self.run(partial(fetch, last))
-            if part:
-                yield part
-            if len(part) < _PART:
-                return
-            last = part[-1][0]
+    def scan(self, where: Filter | None, *, vectors: bool) -> Iterator[Batch]:
+        """All records, or those that match, in the order of their ids."""
+        return reading.scan(self, where, vectors=vectors)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Remove these ids, all of them or none; returns how many were there."""

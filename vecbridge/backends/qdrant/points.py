@@ -172,8 +172,8 @@ def hit(found: Scored, *, euclid: bool) -> Hit:
 
 
 def batch(found: Found, dim: int) -> Batch:
-    """Points read back with payload and vectors, as records."""
-    vectors = np.empty((0, dim), np.float32) if found.vectors is None else found.vectors
+    """Points read back with payload and vectors, as records; `dim` is 0 where no vectors were asked for."""
+    vectors = np.empty((len(found.ids), dim), np.float32) if found.vectors is None else found.vectors
     return Batch(
         [payload["id"] for payload in found.payloads],
         restore(vectors, found.payloads),

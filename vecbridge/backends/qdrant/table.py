@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from ...errors import CollectionNotFound, IndexFailure, StoreError
 from ...filters import Filter, tests
 from ...manifest import Manifest
 from ...types import Batch, Hit, IndexState, Layout, Progress, Sizes
+from .. import PART_BYTES
 from . import config, points
 from .engine import SHORT, Engine, Found, Json, Points, Query, Scored
 from .filters import Bounds, checker, compile
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 _READ_BYTES = 16_000_000
 _IDS = 5_000
 _PAGE = 2_000
+_FEW = 64  # points of a scan's first request
+# of a payload, all but what restores vectors
+_PLAIN = ["id", "document", "metadata", "json", "digest"]
 # an index that misses fewer than this share of the points is left alone: Qdrant scans them beside it
 _UNINDEXED = 0.1
 
@@ -139,6 +144,34 @@ class Table:
     def inventory(self) -> Iterator[list[tuple[str, bytes | None]]]:
         for found in self._pages(None, ["id", "digest"]):
             yield [(payload["id"], points.digest_of(payload)) for payload in found.payloads]
+
+    def scan(self, where: Filter | None, *, vectors: bool) -> Iterator[Batch]:
+        bounds = None if where is None else compile(where)
+        over = None if bounds is None else bounds.over
+        check = checker(where) if where is not None and bounds is not None and not bounds.exact else None
+        dim = self._manifest.stored_dim if vectors else 0
+        limit, at = _FEW, None
+        while True:
+            with self._there() as name:
+                found, at = self._engine.scroll(
+                    name,
+                    limit=limit,
+                    filter=over,
+                    offset=at,
+                    payload=True if vectors else _PLAIN,
+                    vectors=self._full if vectors else None,
+                )
+            if check is None:
+                kept = found
+            else:
+                kept = _chosen(found, [check(points.metadata_of(one)) for one in found.payloads])
+            if kept.ids:
+                yield points.batch(kept, dim)
+            if at is None:
+                return
+            # nobody knows how large payloads are before they have been read: it grows step by step
+            size = sum(4 * dim + len(json.dumps(one)) for one in found.payloads)
+            limit = max(1, min(PART_BYTES * len(found.ids) // max(size, 1), 2 * limit, _PAGE))
 
     def sample(self, n: int, *, seed: int) -> Batch:
         """The ids are hashes, so that points in their order lie in no order: any run of them is a sample."""
@@ -414,6 +447,13 @@ class Table:
 
 def _row(matrix: Floats | None, row: int) -> Floats | None:
     return None if matrix is None else matrix[row]
+
+
+def _chosen(found: Found, chosen: Sequence[bool]) -> Found:
+    """Those of the points that were chosen."""
+    rows = [row for row, one in enumerate(chosen) if one]
+    vectors = None if found.vectors is None else found.vectors[rows]
+    return Found([found.ids[row] for row in rows], [found.payloads[row] for row in rows], vectors)
 
 
 def _first(found: Found, n: int) -> Found:
