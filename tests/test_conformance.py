@@ -12,7 +12,7 @@ into PostgreSQL itself are in the tests of that backend.
 | a layout fails only when it is built | test_a_layout_is_made_or_refused_with_its_reason |
 | searching an empty store | test_an_empty_collection_has_no_hits |
 | k above the number of rows | test_k_hits_come_back_whenever_k_exist |
-| k=100 with the default ef_search gives 40 | test_an_index_finds_nearly_all (k of 1 to 2,500) |
+| k=100 with the default ef_search gives 40 | test_an_index_finds_nearly_all (k of 1 to 1,500) |
 | a selective filter gives fewer than k | test_an_index_finds_nearly_all, |
 | | test_a_filtered_search_returns_the_nearest_that_match |
 | operator, cast or metric differ from the index's | test_an_index_finds_nearly_all (index_state().used) |

@@ -16,12 +16,13 @@ from .layouts import APPROXIMATE, DIM, EXACT, LAYOUTS, NESTED, space
 if TYPE_CHECKING:
     from ..types import Floats
 
-_ROWS, _QUERIES, _SEED = 2_000, 25, 11
+# more rows than candidates that pgvector keeps on one walk through a graph, which are 1,000 at most
+_ROWS, _QUERIES, _SEED = 1_200, 25, 11
 # the vectors of the layout tests; prefixes and projections of them keep most of what tells them apart
 _VECTORS = data.clustered(_ROWS + _QUERIES, DIM, seed=_SEED)
 _STORED, _ASKED = _VECTORS[:_ROWS], _VECTORS[_ROWS:]
 _IDS = data.names(_ROWS)
-_METADATA = [{"row": row, "rare": row == 1_234, "tenth": row % 10} for row in range(_ROWS)]
+_METADATA = [{"row": row, "rare": row == 734, "tenth": row % 10} for row in range(_ROWS)]
 
 
 def make(store: Store, *, metric: Metric, layout: str) -> Collection:
@@ -155,7 +156,7 @@ class SearchTests(Base):
     def test_an_index_finds_nearly_all(self, store: Store, layout: str, metric: Metric) -> None:
         """One collection from empty to changed, because building its index is what takes the time."""
         collection = make(store, metric=metric, layout=layout)
-        first = slice(0, 1_800)
+        first = slice(0, 1_000)
         collection.upsert(_IDS[first], _STORED[first], metadata=_METADATA[first])
         index = LAYOUTS[layout].index
         assert index is not None
@@ -175,8 +176,8 @@ class SearchTests(Base):
         assert index.kind == "scan" or (state.used and collection.sizes().index > 0), state
 
         # written after the index was built, found by it
-        collection.upsert(_IDS[1_800:], _STORED[1_800:], metadata=_METADATA[1_800:])
-        assert collection.search(_STORED[1_900], k=1)[0].id == _IDS[1_900]
+        collection.upsert(_IDS[1_000:], _STORED[1_000:], metadata=_METADATA[1_000:])
+        assert collection.search(_STORED[1_100], k=1)[0].id == _IDS[1_100]
 
         tolerance = oracle.tolerance(collection.manifest)
         recalls = []
@@ -187,7 +188,7 @@ class SearchTests(Base):
             recalls.append(oracle.recall(hits, expected))
         assert np.mean(recalls) >= 0.95, f"recall {np.mean(recalls):.3f}, seed {_SEED}"
 
-        for k in (1, 100, 500, 1_999, 2_000, 2_500):
+        for k in (1, 100, 500, 1_199, 1_200, 1_500):
             hits = collection.search(_ASKED[1], k=k)
             assert len(hits) == min(k, _ROWS), k
             oracle.assert_scores(hits, right(collection, _ASKED[1], k=k), tolerance=tolerance)
@@ -195,11 +196,11 @@ class SearchTests(Base):
             ({"rare": True}, 10, 1),
             ({"row": {"$lt": 20}}, 10, 10),
             ({"tenth": 3}, 10, 10),
-            ({"tenth": 3}, 300, 200),
+            ({"tenth": 3}, 300, 120),
             ({"row": -1}, 10, 0),
         ):
             assert len(collection.search(_ASKED[2], k=k, where=where)) == there, where
-        assert collection.search(_ASKED[2], k=3, where={"rare": True})[0].id == _IDS[1_234]
+        assert collection.search(_ASKED[2], k=3, where={"rare": True})[0].id == _IDS[734]
 
         report = collection.evaluate(sample=20)
         assert report.recall >= 0.95
