@@ -80,16 +80,18 @@ def test_every_command_runs(place: Path) -> None:
     (folder / "start.txt").write_text("Install the package, then run the first command.\n")
     np.save(place / "vectors.npy", np.random.default_rng(0).normal(size=(1500, 96)).astype(np.float32))
     assert len(COMMANDS) >= 3
-    for command in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-m", "vecbridge", *shlex.split(command)[1:]],
-            cwd=place,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        if " search " in command:
-            assert "security.md" in done.stdout, done.stdout
+    # keeps the server up between the commands: that it starts and stops by itself is in test_embedded.py
+    with vecbridge.connect(f"pgvector:{place / 'pg'}"):
+        for command in COMMANDS:
+            done = subprocess.run(
+                [sys.executable, "-m", "vecbridge", *shlex.split(command)[1:]],
+                cwd=place,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+            if " search " in command:
+                assert "security.md" in done.stdout, done.stdout
 
 
 def test_the_examples_of_measured_planning_run(place: Path) -> None:
