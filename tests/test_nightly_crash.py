@@ -26,10 +26,10 @@ from vecbridge.backends import cluster
 from vecbridge.errors import CollectionNotFound
 
 KILLS = 50
-HERDS, COWS = 6, 12
+HERDS, COWS = 4, 9
 CHUNKS = HERDS * COWS
 # texts in a request, and records in a write: what was embedded for a write that never came is in the cache
-ITEMS, BATCH = 6, 24
+ITEMS, BATCH = 3, 12
 
 ITEM_BY_ITEM = f"""
 def run(source, to, url, cache):

