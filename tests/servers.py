@@ -94,7 +94,12 @@ def running(bin: Path, *, fsync: bool) -> Iterator[str]:
 def quick_place() -> Path:
     """Where temporary files go: into memory if there is enough of it, because tests write gigabytes."""
     memory = Path("/dev/shm")
-    if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 4 << 30:
+    if (
+        memory.is_dir()
+        and os.access(memory, os.W_OK)
+        and shutil.disk_usage(memory).free > 4 << 30
+        and not os.statvfs(memory).f_flag & os.ST_NOEXEC  # tests write programs, too, and run them
+    ):
         return memory
     return Path(tempfile.gettempdir())
 
