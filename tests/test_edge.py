@@ -404,6 +404,33 @@ def test_a_build_goes_on_until_nothing_is_left_to_do(tmp_path: Path) -> None:
     assert done.stdout.split() == ["optimize"] * 3 + ["flush", "close"]
 
 
+def _log(place: Path) -> list[int]:
+    """Bytes of the files of a log that are there, whether full or being filled."""
+    files = [path for path in place.rglob("wal/*") if path.name.startswith(("open", "closed"))]
+    return [size for path in files if (size := path.stat().st_blocks * 512)]
+
+
+def test_the_log_does_not_grow_for_as_long_as_the_process_lives(
+    edge: Edge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files hold 32 MiB each; Edge removes one when it loads what they say has reached the segments."""
+    monkeypatch.setattr(edge_place, "LOGGED", 50 << 20)
+    wide = {"vectors": {"size": 2048, "distance": "Dot"}, "hnsw_config": {"m": 0}}
+    edge.create("papers", wide)
+    for start in range(0, 18_000, 1_000):
+        edge.upsert("papers", some(1_000, size=2048, start=start % 3_000, seed=start))
+    assert 0 < sum(_log(tmp_path)) < 120 << 20  # 190 MiB were written to it
+    last = some(1_000, size=2048, start=2_000, seed=17_000)
+    found = edge.retrieve("papers", last.ids, payload=False, vectors="")
+    assert found.vectors is not None
+    order = [found.ids.index(id) for id in last.ids]
+    assert np.array_equal(found.vectors[order], last.vectors[""])
+    assert edge.count("papers") == 3_000
+    # a build copies the shard, and little of the log with it
+    edge.optimise("papers", {}, None)
+    assert 0 < sum(_log(tmp_path)) < 70 << 20
+
+
 def test_a_built_collection_keeps_no_segment_that_is_not_used(edge: Edge) -> None:
     edge.create("papers", PLAIN)
     for start in range(0, 900, 300):

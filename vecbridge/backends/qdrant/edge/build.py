@@ -75,7 +75,8 @@ def optimise(collection: Collection, change: Json, progress: Progress | None) ->
             config = merged(collection.config, change)
             if collection.built and config == collection.config:
                 return
-            collection.flush()
+        # what is left of the log is copied, too
+        collection.shorten()
         number = int(collection.shard.name.partition("-")[2]) + 1
         new = collection.folder / f"shard-{number}"
         try:

@@ -39,8 +39,11 @@ _ABOUT, _BUILT, _LOCK = "collection.json", "built", "edge.lock"
 _LEFTOVER = re.compile(r"\.(new|old)-[0-9a-f]{16}")
 # each open shard has threads, mapped files and a log of 32 MiB
 OPEN = 16
-# bytes written after which the log is emptied: what a restart replays, and disk that is used twice
+# bytes written after which the segments are brought to disk
 FLUSH = 256 << 20
+# bytes written after which the shard is loaded anew: Edge removes what is done with from its log at no other
+# time, so that it would grow for as long as the process lives. Loading takes a second.
+LOGGED = 1 << 30
 # seconds that a pause is waited for; the build of a large index takes longer
 PATIENCE = 60.0
 
@@ -61,7 +64,7 @@ class Collection:
         self.used = 0
         self._shard: qe.EdgeShard | None = None
         self._gone = False
-        self._unflushed = 0
+        self._unflushed = self._logged = 0
         about = _about(folder)
         if about["format"] != FORMAT:
             raise StoreError(
@@ -101,14 +104,19 @@ class Collection:
                 shard.update(operation)
             sync_log(self.shard)
             self._unflushed += size
-            if self._unflushed > FLUSH:
-                self.flush()
+            self._logged += size
+            if self._logged > LOGGED:
+                self.shorten()
+            elif self._unflushed > FLUSH:
+                with self.access:
+                    self._loaded().flush()
+                    self._unflushed = 0
 
-    def flush(self) -> None:
-        """Bring what the log holds into the segments, and empty it."""
-        with self.access:
-            self._loaded().flush()
-            self._unflushed = 0
+    def shorten(self) -> None:
+        """Bring what the log holds into the segments, and remove all but its last file or two."""
+        with self.access, sentences(self.place.shown):
+            self.close()
+            self._loaded()
 
     def unbuilt(self) -> None:
         """Remember, before anything is written, that the next build has something to do."""
@@ -131,6 +139,7 @@ class Collection:
                     self._shard, self.shard, self.config = loaded, shard, config
             if old is not None:
                 old.close()
+            self._unflushed = self._logged = 0
             self.set_built()
         clear(before)
 
@@ -169,7 +178,7 @@ class Collection:
             if shard is not None:
                 shard.flush()
                 shard.close()
-                self._unflushed = 0
+                self._unflushed = self._logged = 0
 
     def leave(self) -> None:
         """Close it for good, when whoever writes has finished."""
