@@ -28,6 +28,7 @@ PURE = {
 ABOVE = {
     "backends", "store", "collection", "ingestion", "cli", "evaluate", "testing", "integrations", "report",
     "checks", "embedders", "cache", "tuning", "replanning", "calibrate", "calibrations", "conform",
+    "aio", "stopping",
 }  # fmt: skip
 
 # what a part of the package never imports: the arrows of docs/design.md, the other way round
@@ -70,6 +71,8 @@ NEVER: dict[str, set[str]] = {
     "report": {"store", "collection", "backends", "ingestion", "cli", "testing"},
     "collection": {"store", "ingestion", "cli", "testing", "integrations", "report"},
     "store": {"ingestion", "cli", "testing", "integrations", "report"},
+    "aio": {"ingestion", "cli", "testing", "integrations", "report", "backends"},
+    "stopping": ABOVE | PURE - {"errors"},
     "ingestion": {"cli", "testing"},
     "cli": {"testing"},
     "testing": {"cli", "ingestion"},
@@ -110,6 +113,11 @@ def test_nothing_imports_what_stands_above_it(path: Path) -> None:
 def test_only_the_command_line_imports_the_command_line(path: Path) -> None:
     if path.parts[1] not in ("cli", "__main__.py"):
         assert "cli" not in parts(imports(path))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_nothing_imports_the_async_front(path: Path) -> None:
+    assert "aio" not in parts(imports(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
@@ -171,6 +179,10 @@ def test_planning_loads_neither_numpy_nor_a_driver(code: str) -> None:
 def test_a_flat_store_loads_no_driver(tmp_path: Path) -> None:
     drivers = HEAVY - {"numpy", "scipy", "sklearn"}
     assert loaded(f"import vecbridge; vecbridge.connect('flat:{tmp_path}').close()") & drivers == set()
+
+
+def test_the_async_front_loads_no_driver() -> None:
+    assert loaded("import vecbridge.aio") & HEAVY - {"numpy", "scipy", "sklearn"} == set()
 
 
 def test_every_name_in_all_is_there() -> None:

@@ -20,6 +20,7 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
+from ... import stopping
 from ...errors import Busy, StoreError, Unavailable
 from .address import Address, parse
 from .failures import failures, printable
@@ -132,7 +133,8 @@ class Pool:
 
     def _run(self, connection: Connection, work: Callable[[Connection], T]) -> T:
         try:
-            return work(connection)
+            with stopping.stoppable(connection.cancel_safe):
+                return work(connection)
         except (psycopg.errors.DuplicatePreparedStatement, psycopg.errors.InvalidSqlStatementName) as error:
             # a pooler between us and the server hands one session's statements to another
             self._prepare = None
@@ -144,6 +146,9 @@ class Pool:
                 raise _Lost(str(error)) from error
             raise
         finally:
+            if stopping.given_up():
+                # the server may still be about to end what runs here, which would be the next one's statement
+                connection.close()
             self._give(connection)
 
     @contextmanager
