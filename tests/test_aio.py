@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -304,13 +304,13 @@ def test_searches_go_on_while_all_writers_wait(url: str) -> None:
     async def both() -> None:
         async with aio.connect(url) as store:
             papers = await store.open("papers")
-            with held(["new"]) as (ids, begun):
-                writes = [asyncio.create_task(papers.upsert(ids, VECTORS[:1]))]
-                await until(begun)
-                writes += [asyncio.create_task(papers.upsert([f"new-{n}"], VECTORS[:1])) for n in range(12)]
+            with ExitStack() as all_held:
+                waiting = [all_held.enter_context(held([f"new-{number}"])) for number in range(13)]
+                writes = [asyncio.create_task(papers.upsert(ids, VECTORS[:1])) for ids, _ in waiting]
+                await until(waiting[0][1])
                 found = await asyncio.gather(*(papers.search(query, k=1) for query in VECTORS[:50]))
                 assert [hits[0].id for hits in found] == IDS[:50]
-                assert not writes[0].done()
+                assert not any(write.done() for write in writes)
             assert await asyncio.gather(*writes) == [1] * 13
             assert await papers.count() == ROWS + 13
 
