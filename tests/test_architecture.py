@@ -74,6 +74,7 @@ NEVER: dict[str, set[str]] = {
     "aio": {"ingestion", "cli", "testing", "integrations", "report", "backends"},
     "stopping": ABOVE | PURE - {"errors"},
     "ingestion": {"cli", "testing"},
+    "integrations": {"backends", "ingestion", "cli", "testing", "report"},
     "cli": {"testing"},
     "testing": {"cli", "ingestion"},
 }

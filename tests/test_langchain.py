@@ -683,7 +683,7 @@ async def test_threads_and_tasks_share_a_store(store: vecbridge.Store, name: str
 def test_3584_dimensions_on_pgvector_are_indexed_and_found(
     stores: Callable[[str], vecbridge.Store], name: str
 ) -> None:
-    dim, rows = 3_584, 2_000
+    dim, rows = 3_584, 600
     generator = np.random.default_rng(5)
     # a few directions and some noise, as embeddings have; pure noise has no neighbours
     axes = generator.normal(size=(40, dim)).astype(np.float32)
@@ -712,7 +712,7 @@ def test_3584_dimensions_on_pgvector_are_indexed_and_found(
         state = found.collection.index_state()
         assert (state.status, state.used) == ("ready", True)
         shares = []
-        for question in range(0, rows, 80):
+        for question in range(0, rows, 40):
             query = Rows().embed_query(str(question))
             truth = {str(row) for row in np.argsort(-(vectors @ np.asarray(query)), kind="stable")[:10]}
             hits = found.similarity_search(str(question), k=10)
