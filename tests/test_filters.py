@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from vecbridge import filters
 from vecbridge.errors import FilterError
-from vecbridge.filters import And, Not, Or, matches, parse, same
+from vecbridge.filters import And, Not, Or, folded, matches, parse, same
 from vecbridge.testing import strategies
 from vecbridge.testing.filtering import BAD, label
 
@@ -53,6 +54,17 @@ MEANINGS: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
     ({"a": 1}, {"a": {"$in": []}}, False),
     ({"a": 1}, {"a": {"$in": ["1", 1.0]}}, True),
     ({}, {"a": {"$in": [None]}}, True),
+    # parts of texts
+    ({"a": "sand and sea"}, {"a": {"$contains": "and s"}}, True),
+    ({"a": "sand"}, {"a": {"$contains": "And"}}, False),
+    ({"a": "sand"}, {"a": {"$icontains": "And"}}, True),
+    ({"a": "sand"}, {"a": {"$contains": ""}}, True),
+    ({"a": 10}, {"a": {"$contains": "1"}}, False),
+    ({}, {"a": {"$contains": ""}}, False),
+    ({"a": ["sea", "sand"]}, {"a": {"$contains": "and"}}, True),
+    ({"a": "ΟΔΟΣ"}, {"a": {"$icontains": "οδοσ"}}, True),
+    ({"a": "İ"}, {"a": {"$icontains": "i"}}, False),
+    ({}, {"a": {"$not": {"$contains": "x"}}}, True),
     # lists
     ({"a": [1, 2]}, {"a": 1}, True),
     ({"a": [1, 2]}, {"a": [1, 2]}, True),
@@ -218,3 +230,15 @@ def test_anything_is_a_filter_or_refused(where: Any, metadata: dict[str, Any]) -
 def test_same_is_symmetric_and_reflexive(one: Any, other: Any) -> None:
     assert same(one, one)
     assert same(one, other) is same(other, one)
+
+
+@given(st.text())
+def test_folding_keeps_every_character_in_its_place(text: str) -> None:
+    assert len(folded(text)) == len(text)
+    assert folded(text) == "".join(map(folded, text)) == folded(folded(text))
+
+
+def test_no_letter_beyond_the_first_two_planes_has_a_case() -> None:
+    """PostgreSQL's `$icontains` rests on it."""
+    beyond = "".join(map(chr, range(0x20000, sys.maxunicode + 1)))
+    assert folded(beyond) == beyond

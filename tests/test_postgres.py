@@ -337,7 +337,8 @@ def _tests() -> st.SearchStrategy[filters.Filter]:
     bounds = st.tuples(PATHS, st.sampled_from(["gt", "gte", "lt", "lte"]), NUMBERS | TEXTS)
     equal = st.tuples(PATHS, st.just("eq"), VALUES)
     exists = st.tuples(PATHS, st.just("exists"), st.none())
-    return (bounds | equal | exists).map(lambda parts: filters.Test(*parts))  # type: ignore[arg-type]  # a sampled operator is str to mypy
+    inside = st.tuples(PATHS, st.sampled_from(["contains", "icontains"]), TEXTS)
+    return (bounds | equal | exists | inside).map(lambda parts: filters.Test(*parts))  # type: ignore[arg-type]  # a sampled operator is str to mypy
 
 
 TREES = st.recursive(

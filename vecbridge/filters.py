@@ -14,6 +14,8 @@ The meaning, the same on every backend:
 * `$ne` is the exact opposite of `$eq`, `$nin` of `$in`: both include records where the key is missing.
 * `$gt $gte $lt $lte` take a number or a string; numbers compare with numbers, strings with strings by
   Unicode code point; nothing else matches.
+* `$contains` takes a text and matches texts that have it in them; for `$icontains`, upper and lower case are
+  one, character by character (`folded`).
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ from typing import Any, Literal, TypeAlias
 
 from .errors import FilterError
 
-Operator = Literal["eq", "gt", "gte", "lt", "lte", "exists"]
+Operator = Literal["eq", "gt", "gte", "lt", "lte", "contains", "icontains", "exists"]
 
 _DEPTH = 50
 _ORDER: dict[str, Operator] = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lte": "lte"}
-_KNOWN = "$eq $ne $gt $gte $lt $lte $in $nin $exists $and $or $not"
+_INSIDE: dict[str, Operator] = {"$contains": "contains", "$icontains": "icontains"}
+_KNOWN = "$eq $ne $gt $gte $lt $lte $in $nin $contains $icontains $exists $and $or $not"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,11 @@ def _condition(path: tuple[str, ...], operator: object, operand: Any, depth: int
                 raise FilterError(f"{operator} takes a number or a string, got {_short(operand)}")
             _check_scalar(operand)
             return Test(path, _ORDER[operator], operand)
+        case "$contains" | "$icontains":
+            if not isinstance(operand, str):
+                raise FilterError(f"{operator} takes a text to look for, got {_short(operand)}")
+            _check_text(operand)
+            return Test(path, _INSIDE[operator], operand)
         case "$exists":
             if not isinstance(operand, bool):
                 raise FilterError(f"$exists takes true or false, got {_short(operand)}")
@@ -219,10 +227,10 @@ def _holds(operator: Operator, operand: Any, value: Any) -> bool:
         whole = isinstance(operand, list | Mapping)
         return not whole and isinstance(value, list) and any(same(element, operand) for element in value)
     elements: Sequence[Any] = value if isinstance(value, list) else [value]
-    return any(_ordered(operator, element, operand) for element in elements)
+    return any(_compares(operator, element, operand) for element in elements)
 
 
-def _ordered(operator: Operator, value: Any, operand: Any) -> bool:
+def _compares(operator: Operator, value: Any, operand: Any) -> bool:
     if isinstance(operand, str):
         if not isinstance(value, str):
             return False
@@ -235,8 +243,20 @@ def _ordered(operator: Operator, value: Any, operand: Any) -> bool:
             return bool(value >= operand)
         case "lt":
             return bool(value < operand)
+        case "contains":
+            return operand in value
+        case "icontains":
+            return folded(operand) in folded(value)
         case _:
             return bool(value <= operand)
+
+
+def folded(text: str) -> str:
+    """The text in lower case, each character by itself: as long as before, whatever stands beside it.
+
+    So Σ is σ at the end of a word, too, and İ, the one letter whose lower case is two, stays as it is.
+    """
+    return "İ".join(part.replace("Σ", "σ").lower() for part in text.split("İ"))
 
 
 def same(one: Any, other: Any) -> bool:

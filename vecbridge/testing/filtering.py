@@ -22,6 +22,7 @@ VALUES: list[Any] = [
     [[1], 2], [None], [True], ["a", "b"], ["a", 1, None], {}, {"x": 1}, {"x": "1"},
     {"x": None}, {"x": [1, 2]},
     {"x": {"y": 1}}, {"x": {"y": None}}, {"x": {}}, {"0": 1}, [{"x": 1}], [{}], 2**53, 2**53 + 1, 2**63 - 1,
+    "Straẞe ÄB%_\\", "ΟΔΟΣ", "ὁδός", "İi", "\u212a", ["No", "NAÏVE", 1, ["ab"]],
     -(2**63), 1e300, -1e300, 5e-324, 0.1, 0.30000000000000004, 1e16, 10**16, 9223372036854774784.0,
 ]  # fmt: skip
 
@@ -39,6 +40,30 @@ OPERANDS: list[Any] = [
     None, True, False, 0, 1, 1.0, -0.0, 1.5, "1", "", "a", "Z", "é", "\uffff", 2**53, 2**53 + 1, 2**63 - 1,
     9223372036854774784.0, 5e-324, 1e16, 0.1, 0.30000000000000004,
 ]  # fmt: skip
+
+# what is looked for inside of texts
+TEXTS = [
+    "",
+    "a",
+    "A",
+    "aB",
+    "10",
+    "é",
+    "É",
+    "\u0301",
+    "σ",
+    "ς",
+    "Σ",
+    "i",
+    "İ",
+    "k",
+    "ß",
+    "ss",
+    "%",
+    "_",
+    "\\",
+    "ÄB%",
+]
 
 WHOLE: list[Any] = [
     [], [1], ["1"], [1.0, 2], [[1]], [None], {}, {"x": 1}, {"x": 1.0}, {"x": {"y": None}}, [{"x": 1}],
@@ -58,6 +83,8 @@ def _table() -> dict[str, dict[str, Any]]:
             for operand in OPERANDS
             if isinstance(operand, int | float | str) and not isinstance(operand, bool)
         ]
+    for operator in ("$contains", "$icontains"):
+        found += [{"v": {operator: operand}} for operand in TEXTS]
     for operator in ("$in", "$nin"):
         found += [
             {"v": {operator: operand}}
@@ -72,12 +99,15 @@ def _table() -> dict[str, dict[str, Any]]:
             {path: 1},
             {path: {"$ne": 1}},
             {path: {"$gte": 0}},
+            {path: {"$contains": "a"}},
             {path: {"$nin": [1, None]}},
         ]
     found += [
         {"v": {"$gte": 0, "$lt": 2}},
         {"v": {"$gt": 0, "$ne": 1}},
         {"v": {"$not": {"$gt": 0}}},
+        {"v": {"$not": {"$contains": "a"}}},
+        {"$or": [{"v": {"$icontains": "A"}}, {"v": 1}]},
         {"v": {"$not": {"$eq": 1, "$exists": True}}},
         {"v": {"$not": {"$not": {"$eq": 1}}}},
         {"v": 1, "n": {"$lt": 0}},
@@ -129,6 +159,10 @@ BAD: list[tuple[Any, str]] = [
     ({"v": {"$gt": True}}, "number or a string"),
     ({"v": {"$gt": [1]}}, "number or a string"),
     ({"v": {"$lt": {"x": 1}}}, "number or a string"),
+    ({"v": {"$contains": 1}}, "a text to look for"),
+    ({"v": {"$contains": ["a"]}}, "a text to look for"),
+    ({"v": {"$icontains": None}}, "a text to look for"),
+    ({"v": {"$icontains": "a\0"}}, "NUL"),
     ({"v": {"$exists": 1}}, "true or false"),
     ({"v": {"$exists": "true"}}, "true or false"),
     ({"v": float("nan")}, "finite"),

@@ -69,6 +69,7 @@ def _conditions(operand: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, 
         st.fixed_dictionaries({"$nin": st.lists(operand, max_size=4)}),
         st.fixed_dictionaries({"$exists": st.booleans()}),
         *(st.fixed_dictionaries({operator: ordered}) for operator in ("$gt", "$gte", "$lt", "$lte")),
+        *(st.fixed_dictionaries({operator: texts}) for operator in ("$contains", "$icontains")),
     )
     return plain | plain.map(lambda condition: {"$not": condition})
 
@@ -94,6 +95,8 @@ _operators = st.sampled_from(
         "$lte",
         "$in",
         "$nin",
+        "$contains",
+        "$icontains",
         "$exists",
         "$and",
         "$or",

@@ -1,8 +1,9 @@
 """Filters as SQL conditions on `records.metadata`, with the meaning of `vecbridge.filters.matches`.
 
 Keys and operands are bound parameters. Where SQLite cannot be trusted to agree with `matches` in every
-version (keys that JSON escapes, whole lists and objects, numbers that differ in the last digits of a real)
-the condition calls `matches` itself, through the SQL function `vecbridge_matches(test, metadata)`.
+version (keys that JSON escapes, whole lists and objects, numbers that differ in the last digits of a real,
+letters whatever their case) the condition calls `matches` itself, through the SQL function
+`vecbridge_matches(test, metadata)`.
 """
 
 from __future__ import annotations
@@ -141,6 +142,15 @@ def _test(test: Test, made: Condition) -> str:
     if isinstance(operand, bool):
         name = "true" if operand else "false"
         return _find(test.path, _or_element(lambda at: f"{at}.type = '{name}'"), made)
+    if test.operator == "icontains":
+        made.looks += 1
+        return made.call(test)
+    if test.operator == "contains":
+        return _find(
+            test.path,
+            _or_element(lambda at: f"({at}.type = 'text' AND instr({at}.value, {made.bind(operand)}) > 0)"),
+            made,
+        )
     if isinstance(operand, str):
         sign = _SIGNS[test.operator]
         return _find(

@@ -6,11 +6,12 @@ Every condition is true or false, never NULL, so that NOT is the exact opposite.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 from psycopg.sql import SQL, Composable, Composed, Identifier, Placeholder
 
-from ...filters import And, Filter, Not, Or, Test
+from ...filters import And, Filter, Not, Operator, Or, Test, folded
 from .copy import to_json
 
 _SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
@@ -29,6 +30,7 @@ def compile(where: Filter) -> tuple[Composed, dict[str, Any]]:
 
 
 _Bind = Callable[[Any], Composable]
+_Condition = Callable[[Composable], Composed]
 
 
 def _compile(where: Filter, bind: _Bind) -> Composed:
@@ -44,7 +46,7 @@ def _compile(where: Filter, bind: _Bind) -> Composed:
         case Test(path, "eq", operand):
             return _equal(path, [operand], bind)
         case Test(path, operator, operand):
-            return _range(_value(path, bind), SQL(_SIGNS[operator]), operand, bind)
+            return _holds(_value(path, bind), *_comparison(operator, operand, bind))
 
 
 def _join(word: str, parts: list[Composed], none: str) -> Composed:
@@ -86,22 +88,53 @@ def _equal(path: tuple[str, ...], operands: list[Any], bind: _Bind) -> Composed:
     return _join(" OR ", tests, "false")
 
 
-def _range(value: Composed, sign: SQL, operand: Any, bind: _Bind) -> Composed:
-    if isinstance(operand, str):
-        # bytes of UTF-8 are ordered as code points are
-        kind, typed, bound = "string", "({} #>> '{{}}') COLLATE \"C\"", SQL("{}::text").format(bind(operand))
-    else:
-        kind, typed, bound = "number", "{}::numeric", SQL("{}::text::numeric").format(bind(to_json(operand)))
+def _comparison(operator: Operator, operand: Any, bind: _Bind) -> tuple[str, _Condition]:
+    """The JSON type that is compared, and the condition on an element of that type."""
+    if not isinstance(operand, str):
+        number = SQL("{}::text::numeric").format(bind(to_json(operand)))
+        return "number", lambda one: SQL("{}::numeric {} {}").format(one, SQL(_SIGNS[operator]), number)
 
-    def holds(element: Composable, otherwise: Composable) -> Composed:
+    def text(one: Composable) -> Composed:
+        # bytes of UTF-8 are ordered as code points are, and no locale has its own idea of what is alike
+        return SQL("({} #>> '{{}}') COLLATE \"C\"").format(one)
+
+    if operator == "contains":
+        part = SQL("{}::text").format(bind(operand))
+        return "string", lambda one: SQL("strpos({}, {}) > 0").format(text(one), part)
+    if operator == "icontains":
+        part = SQL("{}::text").format(bind(folded(operand)))
+        # lower() differs between locales and versions; none but these letters become what is looked for
+        pairs = [(one, letter) for letter in set(folded(operand)) for one in _capitals().get(letter, "")]
+        capitals = SQL("{}::text").format(bind("".join(capital for capital, _ in pairs)))
+        letters = SQL("{}::text").format(bind("".join(letter for _, letter in pairs)))
+        return "string", lambda one: SQL("strpos(translate({}, {}, {}), {}) > 0").format(
+            text(one), capitals, letters, part
+        )
+    bound = SQL("{}::text").format(bind(operand))
+    return "string", lambda one: SQL("{} {} {}").format(text(one), SQL(_SIGNS[operator]), bound)
+
+
+@cache
+def _capitals() -> dict[str, str]:
+    """For each letter, those that `folded` makes it of; no letter beyond the first two planes has a case."""
+    found: dict[str, str] = {}
+    for capital in map(chr, range(0x20000)):
+        if (letter := folded(capital)) != capital:
+            found[letter] = found.get(letter, "") + capital
+    return found
+
+
+def _holds(value: Composed, kind: str, condition: _Condition) -> Composed:
+    """Whether the condition holds for a value of this JSON type, or for an element of a list that is."""
+
+    def either(element: Composable, otherwise: Composable) -> Composed:
         # CASE, because AND may try the cast before the type is known
-        return SQL("CASE jsonb_typeof({0}) WHEN {1} THEN {2} {3} {4} {5} END").format(
-            element, SQL(f"'{kind}'"), SQL(typed).format(element), sign, bound, otherwise
+        return SQL("CASE jsonb_typeof({}) WHEN {} THEN {} {} END").format(
+            element, SQL(f"'{kind}'"), condition(element), otherwise
         )
 
-    one = holds(SQL("element"), SQL("ELSE false"))
     some = SQL(
         "WHEN 'array' THEN EXISTS (SELECT FROM jsonb_array_elements({}) AS elements (element) WHERE {}) "
         "ELSE false"
-    ).format(value, one)
-    return holds(value, some)
+    ).format(value, either(SQL("element"), SQL("ELSE false")))
+    return either(value, some)
