@@ -1,4 +1,4 @@
-"""What `vecbridge doctor` looks at in a PostgreSQL database: server, rights, and each collection.
+"""What `vecbridge doctor` looks at in a PostgreSQL database: server, rights, collections, others' vectors.
 
 Reads only what any user may read, so that the rights of a mere reader suffice. What a right is missing for is
 itself a finding. A remedy that is SQL can be pasted as it stands.
@@ -20,7 +20,7 @@ from ...errors import InputError
 from ...explain import human
 from ...manifest import check_name
 from ...types import Finding
-from . import facts, sql, succession
+from . import facts, foreign_findings, sql, succession
 from .checkup import Checkup
 from .facts import Server
 from .pool import SIZE, Pool
@@ -78,6 +78,9 @@ class _Doctor:
             checkup = Checkup(self.postgres, self.pool, self.place, server, self.room)
             for name in names:
                 yield from checkup.look(name)
+        if server.vector is not None and server.may_use_vector:
+            limits = self.postgres.limits()
+            yield from self.pool.run(lambda one: foreign_findings.findings(one, server, limits))
 
     # --- the server ----------------------------------------------------------------------------------
 
