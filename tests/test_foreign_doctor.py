@@ -169,6 +169,24 @@ def test_what_a_library_made_and_indexed_has_nothing_wrong(pg: str, name: str) -
     assert all("; hnsw index " in one.found for one in found)
 
 
+@pytest.mark.usefixtures("all_slow")
+def test_an_old_pgvector_is_told_to_be_upgraded_where_only_a_newer_one_helps(
+    pg062: str, fresh: Fresh
+) -> None:
+    url = fresh(pg062, extension=True)
+    execute(url, "CREATE TABLE a (id serial PRIMARY KEY, v vector)")
+    execute(url, f"INSERT INTO a (v) VALUES ('{vector(3072)}')", "ANALYZE a")
+    [finding] = [one for one in wrong(url) if one.subject == "public.a.v: index"]
+    assert "an index on vector stops at 2,000 dimensions; these have 3,072" in finding.found
+    assert "an index on halfvec needs pgvector 0.7.0, this is 0.6.2" in finding.found
+    assert finding.remedy.startswith("upgrade pgvector")
+    execute(url, f"TRUNCATE a; INSERT INTO a (v) VALUES ('{vector(8)}')", "ANALYZE a")
+    [finding] = wrong(url)
+    execute(url, *statements(finding.remedy))
+    assert "Index Scan using a_v_idx" in plan(url, query_in(finding.remedy), vector(8))
+    assert wrong(url) == []
+
+
 # --- what is there and wrong --------------------------------------------------------------------------
 
 
