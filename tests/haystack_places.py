@@ -1,4 +1,4 @@
-"""Where Haystack's documents lie in tests. Import this before Haystack: it is told not to report to its makers."""
+"""Where Haystack's documents lie in tests. Import it before Haystack, which then reports nothing."""
 
 from __future__ import annotations
 

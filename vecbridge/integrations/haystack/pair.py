@@ -238,8 +238,9 @@ class Pair:
         bare, main = self._bare(), self.main()
         if bare is not None:
             for batch in bare.scan(where=condition.where, vectors=False):
-                newer = set(main.get(batch.ids).ids) if main else set()
-                for one in _read(batch, condition, embeddings=False):
+                found = list(_read(batch, condition, embeddings=False))
+                newer = set(main.get([one.id for one in found]).ids) if main and found else set()
+                for one in found:
                     if one.id not in newer:
                         met.add(one.id)
                         yield one
@@ -248,7 +249,7 @@ class Pair:
             for batch in main.scan(where=condition.where, vectors=needed):
                 for one in _read(batch, condition, embeddings=needed):
                     if one.id not in met:
-                        yield one if embeddings == needed else replace(one, embedding=None)
+                        yield one if embeddings else _without(one)
 
     def nearest(
         self, query: Sequence[float], *, k: int, condition: Condition, embeddings: bool
@@ -270,7 +271,7 @@ class Pair:
             ]
             matching = [one for one in found if condition.matches(one)]
             if len(matching) >= k or len(hits) < asked or asked == checks.K_MAX:
-                return [one if embeddings else replace(one, embedding=None) for one in matching[:k]]
+                return [one if embeddings else _without(one) for one in matching[:k]]
             # the core's filter let others through
             asked = min(_WIDER * asked, checks.K_MAX)
 
@@ -303,6 +304,11 @@ def _read(batch: Batch, condition: Condition, *, embeddings: bool) -> Iterator[D
         found = document(id, content, stored, embedding=embedding)
         if condition.matches(found):
             yield found
+
+
+def _without(one: Document) -> Document:
+    """The document without its embedding, which was read for the filter's sake."""
+    return one if one.embedding is None else replace(one, embedding=None)
 
 
 def _slices(ids: Sequence[str]) -> Iterator[Sequence[str]]:
