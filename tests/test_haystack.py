@@ -239,6 +239,10 @@ def test_a_document_moves_when_it_gets_or_loses_its_embedding(document_store: Ve
         same(document_store.filter_documents(), [one])
         found = document_store.embedding_retrieval([1.0, 2.0])
         assert [hit.id for hit in found] == ([] if one.embedding is None else ["1"])
+        with vecbridge.connect(str(document_store.url)) as there:
+            held = {name: there.open(name).count() for name in names(document_store)}
+        assert held.pop(document_store.name, 0) == (one.embedding is not None)
+        assert sum(held.values()) == (one.embedding is None)
 
 
 def test_of_a_document_that_a_crash_left_in_both_the_first_counts(
