@@ -17,6 +17,9 @@ import pytest
 from psycopg import conninfo, sql
 from servers import BUNDLED, binaries, quick_place, running, with_database
 
+# before anything imports Haystack, which otherwise writes to the user's home and reports to its makers
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+
 import vecbridge
 from vecbridge.embedders import providers
 

@@ -77,7 +77,6 @@ NEVER: dict[str, set[str]] = {
     "integrations": {"backends", "ingestion", "cli", "testing", "report"},
     "cli": {"testing"},
     "testing": {"cli", "ingestion"},
-    "integrations": {"cli", "testing", "ingestion", "report"},
 }
 
 

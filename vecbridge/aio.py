@@ -242,6 +242,7 @@ class Collection(Face[plain.Collection]):
     get = _reading(plain.Collection.get)
     digests = _reading(plain.Collection.digests)
     inventory = _listing(plain.Collection.inventory)
+    scan = _listing(plain.Collection.scan)
     count = _reading(plain.Collection.count)
     index_state = _reading(plain.Collection.index_state)
     sizes = _reading(plain.Collection.sizes)
