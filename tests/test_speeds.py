@@ -90,6 +90,7 @@ def test_a_place_that_is_twice_as_fast_takes_half_the_time(on: str) -> None:
         trip=rough.trip / 2,
         start=rough.start / 2,
         stage=rough.stage / 2,
+        copies=rough.copies * 2,
         scans={name: doubled(rate) for name, rate in rough.scans.items()},
         visit=doubled(rough.visit),
         again=doubled(rough.again),

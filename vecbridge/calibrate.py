@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import CollectionNotFound, Forbidden, InputError
-from .sizes import vector_bytes
+from .sizes import BLOCK, IDS, vector_bytes
 from .speeds import HITS, PARALLEL, ROUGH, Rate, Speeds, inserts, visits
 from .types import Element, Index, Layout, Progress, Shorten
 
@@ -260,9 +260,9 @@ def _qdrant(run: _Run) -> dict[str, float]:
         one.build_index()
         times["coded one"] = _asked(one, queries, k=1)
         times["coded ten"] = _asked(one, queries)
-    short = Index("hnsw", shorten=Shorten("truncate", _SMALL), ef_construction=64, ef_search=_WIDE)
+    short = replace(_graph(efc=100), shorten=Shorten("truncate", _SMALL))
     with run.filled(run.large, _LARGE, Layout(index=short, oversample=_OVERSAMPLE)) as (one, queries):
-        one.build_index()
+        times["build staged"] = _built(one)
         times["staged"] = _asked(one, queries)
     return times
 
@@ -333,26 +333,31 @@ def _fitted(backend: str, times: Mapping[str, float], run: _Run, source: str) ->
             / visits(large, width=_WIDE, m=16),
         ),
     )
-    stage = rough.stage
-    if "staged" in times:
-        walked = visits(large, width=_WIDE, m=16)
-        known = trip + visit.seconds(walked, size[_SMALL]) + again.seconds(HITS * _OVERSAMPLE, size[_LARGE])
-        stage = max(times["staged"] - known, 0.0)
     efc = 64 if backend == "pgvector" else 100
     entered = {rows: rows * inserts(rows, width=efc, m=16) for rows in (_PROBE, small, large)}
     slope = (times["build small"] - times["build probe"]) / (entered[small] - entered[_PROBE])
     start = min(max(times["build probe"] - slope * entered[_PROBE], 0.0), times["build probe"])
+    each, copied = (times["build small"] - start) / entered[small], 0.0
+    if "staged" in times:
+        walked = visits(large, width=_WIDE, m=16)
+        reranked = trip + again.seconds(HITS * _OVERSAMPLE, size[_LARGE])
+        stage = max(times["staged"] - reranked - visit.seconds(walked, size[_SMALL]), 0.0)
+        coded = (times["coded ten"] - reranked) / visit.seconds(walked, size[_LARGE])
+        # a graph as small as the first one's, beside vectors that are written anew with it
+        written = large * (size[_LARGE] + size[_SMALL] + BLOCK + IDS)
+        copied = max(times["build staged"] - start - each * entered[large], written / rough.copies / 5)
+        found = replace(found, stage=stage, coded=min(max(coded, 0.1), 1.0), copies=written / copied)
     insert = _line(
         rough.insert,
-        (size[_SMALL], (times["build small"] - start) / entered[small]),
-        (size[_LARGE], (times["build large"] - start) / entered[large]),
+        (size[_SMALL], each),
+        (size[_LARGE], (times["build large"] - start - copied) / entered[large]),
     )
     workers = rough.workers
     if "build workers" in times:
         rows = PARALLEL + 100
         alone = start + insert.seconds(rows * inserts(rows, width=efc, m=16), size[_SMALL])
         workers = max((alone - start) / max(times["build workers"] - start, 1e-9), 1.0)
-    return replace(found, visit=visit, again=again, insert=insert, start=start, workers=workers, stage=stage)
+    return replace(found, visit=visit, again=again, insert=insert, start=start, workers=workers)
 
 
 def _line(rough: Rate, *points: tuple[int, float]) -> Rate:

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 
 from .errors import InputError
 from .limits import Limits
+from .models import find
 from .objections import BITS, QUANTISED, has_copy
 from .speeds import DISK, HITS, ROUGH, Rate, Speeds, build_graph, build_lists, walk_graph
 from .types import Element, Layout, Space
@@ -101,7 +102,7 @@ def estimate(
         raise InputError(
             f"expected speeds of {limits.backend}, got those of {speeds.backend}; run vecbridge calibrate"
         )
-    return _MODELS[limits.backend](space.dim, layout, rows, limits, memory, speeds or ROUGH[limits.backend])
+    return _MODELS[limits.backend](space, layout, rows, limits, memory, speeds or ROUGH[limits.backend])
 
 
 def vector_bytes(element: Element, dim: int) -> int:
@@ -235,8 +236,9 @@ def _beside(value: int) -> float:
 
 
 def _pgvector(
-    dim: int, layout: Layout, rows: int, limits: Limits, memory: int | None, speeds: Speeds
+    space: Space, layout: Layout, rows: int, limits: Limits, memory: int | None, speeds: Speeds
 ) -> Estimates:
+    dim = space.dim
     stored, index = layout.stored_dim(dim), layout.index
     row, vector = row_bytes(layout, stored), vector_bytes(layout.element, stored)
     beside = bool(row.beside) and not layout.inline
@@ -278,12 +280,12 @@ def _pgvector(
 
 
 def _flat(
-    dim: int, layout: Layout, rows: int, limits: Limits, memory: int | None, speeds: Speeds
+    space: Space, layout: Layout, rows: int, limits: Limits, memory: int | None, speeds: Speeds
 ) -> Estimates:
-    value = layout.stored_dim(dim) * (4 if layout.element == "float32" else 2)
+    stored = layout.stored_dim(space.dim)
+    value = stored * (4 if layout.element == "float32" else 2)
     matrix = rows * value
     seconds = _seconds(speeds.scans[layout.element], rows, value, matrix, memory)
-    stored = layout.stored_dim(dim)
     # a copy in bytes: codes, and 8 bytes a row
     codes = rows * (stored + 8) if coded() and CODED[0] <= stored <= CODED[1] else 0
     # 160 bytes: SQLite's row and its two indexes for an id of 16 characters and a digest
@@ -291,18 +293,38 @@ def _flat(
     return Estimates(table, 0, 0, matrix, seconds, 0.0, speeds.trip + seconds, speeds.calibrated)
 
 
-# Bytes that Qdrant keeps for each point beside its vectors, measured in the files of Edge 0.9.0: a block of
-# 128 for a payload of id and digest, 16 for where it lies, 29 for the point's id and version
-PAYLOAD, IDS = 144, 29
+# Bytes that Qdrant keeps for each point beside its vectors, measured in the files of Edge 0.9.0: a payload of
+# id and digest, in blocks; where it lies; the point's id and version
+PAYLOAD, BLOCK, PLACE, IDS = 100, 128, 16, 29
 # the log: each component of a vector as a number in CBOR, and the rest of the point; in files of 32 MiB, of
-# which one closed is kept (wal_capacity_mb, wal_retain_closed) and one is being filled
+# which one closed is kept (wal_capacity_mb, wal_retain_closed) and one is being filled; Edge removes others
+# when it loads a shard
 LOG, LOGGED, COMPONENT = 32 * 2**20, 143, 5
+# records that ingestion writes at a time; what is written at a time lies in one file of the log
+_TOGETHER = 512
 
 
-def log_bytes(rows: float, dim: int) -> float:
-    """Bytes of one shard's log after `rows` points were written: measured at 128 to 1,024 dimensions."""
-    written = rows * (COMPONENT * dim + LOGGED)
-    return written if written <= LOG else LOG + written % LOG
+def restoring_bytes(space: Space, dim: int) -> float:
+    """Bytes beside a vector of so many components that Qdrant brings to length 1, to give it back as it came.
+
+    Its length, and two bits for each component in base64; nothing for vectors that come with length 1, as
+    those of most models do.
+    """
+    model = None if space.model is None else find(space.model)
+    if space.metric != "cosine" or model is None or model.normalised is not False:
+        return 0.0
+    return 40 + dim / 3
+
+
+def log_bytes(rows: float, each: float) -> float:
+    """Bytes of one shard's log after `rows` points were written that take `each` in it.
+
+    Measured at 64 to 3,584 dimensions.
+    """
+    written = rows * each
+    together = min(_TOGETHER * each, LOG)
+    full = LOG // together * together if together else LOG
+    return written if written <= full else full + written % full
 
 
 def graph_bytes(rows: int, m: int) -> int:
@@ -321,7 +343,7 @@ def quantised_bytes(element: Element, dim: int) -> int:
 
 
 def _qdrant(
-    dim: int, layout: Layout, rows: int, limits: Limits, memory: int | None, speeds: Speeds
+    space: Space, layout: Layout, rows: int, limits: Limits, memory: int | None, speeds: Speeds
 ) -> Estimates:
     """Of each machine, where the collection is spread: replicas lie on all of them alike.
 
@@ -329,7 +351,8 @@ def _qdrant(
     (documentation, capacity planning), which makes room for segments being rebuilt. A quantised copy is
     counted as it is: the vectors beside it can stay on disk.
     """
-    stored, index, spread = layout.stored_dim(dim), layout.index, layout.spread
+    dim, index, spread = space.dim, layout.index, layout.spread
+    stored = layout.stored_dim(dim)
     share, shards, part = 1.0, 1, rows
     if spread is not None:
         share, shards = spread.replication / limits.nodes, spread.shards
@@ -339,18 +362,19 @@ def _qdrant(
     # a vector of its own for the index is stored and logged as well
     short = index.shorten.dim if index is not None and index.shorten else 0
     own = _component_bytes(index.element, short) if index is not None and short else 0
-    log = shards * log_bytes(rows / shards, stored + short)
-    table = math.ceil(share * (rows * (value + own + PAYLOAD + IDS) + log))
+    rest = restoring_bytes(space, stored)
+    log = shards * log_bytes(rows / shards, COMPONENT * (stored + short) + LOGGED + rest)
+    held = rows * (value + own + PLACE + BLOCK * math.ceil((PAYLOAD + rest) / BLOCK) + IDS)
+    table = math.ceil(share * (held + log))
     if index is None:
         seconds = _seconds(speeds.scans[layout.element], part, value, part * value, memory)
         serve = math.ceil(share * rows * (value + IDS))
         return Estimates(table, 0, 0, serve, seconds, 0.0, speeds.trip + seconds, speeds.calibrated)
     links = graph_bytes(rows, index.m)
+    codes = 0
     if index.element in QUANTISED:
-        held = rows * quantised_bytes(index.element, stored)
-        walked = held
+        codes = walked = rows * quantised_bytes(index.element, stored)
     else:
-        held = 0
         walked = math.ceil(1.5 * rows * _component_bytes(index.element, layout.index_dim(dim)))
     # while the graph is built its links are whole numbers in lists of their own: measured 241 bytes at m = 16
     memory_to_build = walked + rows * (8 * index.m + 112)
@@ -361,13 +385,16 @@ def _qdrant(
     if short:
         again += speeds.stage
     walk = walk_graph(speeds, part, size=size, index=index, wanted=wanted)
+    build = speeds.start + build_graph(speeds, math.ceil(share * rows), size=size, index=index)
+    # segments with an index are written anew
+    build += share * held / speeds.copies
     return Estimates(
         table,
-        math.ceil(share * (links + held)),
+        math.ceil(share * (links + codes)),
         math.ceil(share * memory_to_build),
         math.ceil(share * serve),
         0.0,
-        speeds.start + build_graph(speeds, math.ceil(share * rows), size=size, index=index) if rows else 0.0,
+        build if rows else 0.0,
         speeds.trip + walk + again,
         speeds.calibrated,
     )
@@ -381,7 +408,7 @@ def _seconds(rate: Rate, rows: int, value: int, read: float, memory: int | None)
     return seconds
 
 
-_MODELS: dict[str, Callable[[int, Layout, int, Limits, int | None, Speeds], Estimates]] = {
+_MODELS: dict[str, Callable[[Space, Layout, int, Limits, int | None, Speeds], Estimates]] = {
     "flat": _flat,
     "pgvector": _pgvector,
     "qdrant": _qdrant,

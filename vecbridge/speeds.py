@@ -45,7 +45,9 @@ class Speeds:
     exactly. `insert`: one comparison while a graph is built, on all the cores that a build gets below
     `PARALLEL` rows; `workers`: how many times as fast it is from there on. `start`: seconds that every build
     takes, whatever there is to build. `stage`: seconds on top of `again` where what was found in one set of
-    vectors is compared in another. `source`: where the numbers come from.
+    vectors is compared in another. `coded`: what comparing codes takes, relative to whole vectors. `copies`:
+    bytes a second at which a build writes anew what is stored, 0 where none does. `source`: where the numbers
+    come from.
     """
 
     backend: str
@@ -57,6 +59,8 @@ class Speeds:
     start: float = 0.0
     workers: float = 1.0
     stage: float = 0.0
+    coded: float = 1.0
+    copies: float = 0.0
     calibrated: bool = False
     source: str = field(default="", compare=False)
 
@@ -82,8 +86,8 @@ class Speeds:
                 **rates,
                 start=_number(data["start"]),
                 workers=workers,
-                # those that were measured before this was
-                stage=_number(data.get("stage", ROUGH[backend].stage)),
+                # not there where it was measured before these were
+                **{name: _number(data.get(name, getattr(ROUGH[backend], name))) for name in _LATER},
                 calibrated=bool(data["calibrated"]),
                 source=str(data["source"]),
             )
@@ -91,6 +95,9 @@ class Speeds:
             raise InputError(
                 f"expected speeds as vecbridge writes them, got something else: {error}"
             ) from None
+
+
+_LATER = ("stage", "coded", "copies")
 
 
 def _number(value: object) -> float:
@@ -155,7 +162,7 @@ def build_lists(speeds: Speeds, rows: int, *, size: int, lists: int) -> float:
 def walk_graph(speeds: Speeds, rows: float, *, size: int, index: Index, wanted: int) -> float:
     """Seconds of one way through a graph to `wanted` candidates."""
     width = max(index.ef_search or 40, wanted)
-    effort = _WALKING[speeds.backend].get(index.element, 1.0)
+    effort = _WALKING[speeds.backend].get(index.element, speeds.coded)
     return effort * speeds.visit.seconds(visits(rows, width=width, m=index.m), size)
 
 
@@ -170,11 +177,11 @@ _CODED: dict[Element, float] = {
 _INSERTING: dict[str, dict[Element, float]] = {
     "pgvector": {"float16": 1.3, "bit": 1.5}, "qdrant": _CODED, "edge": _CODED,
 }  # fmt: skip
-# A search saves less by codes than a build: processor time of Edge's searches in 4,000 to 6,000 rows.
-_READ: dict[Element, float] = {
-    "float16": 0.85, "int8": 0.8, "turbo4": 0.9, "turbo2": 0.9, "turbo1": 0.9, "bit": 0.6,
+# A search saves less by codes than a build, and as much by any of them: `Speeds.coded`.
+_WHOLE: dict[Element, float] = {"float32": 1.0, "float16": 0.85}
+_WALKING: dict[str, dict[Element, float]] = {
+    "pgvector": {"float32": 1.0, "float16": 1.0, "bit": 1.2}, "qdrant": _WHOLE, "edge": _WHOLE,
 }  # fmt: skip
-_WALKING: dict[str, dict[Element, float]] = {"pgvector": {"bit": 1.2}, "qdrant": _READ, "edge": _READ}
 
 # What `Speeds` are where nothing was measured: vecbridge's own tables, cosine, one query at a time on two
 # cores of a 2024 server (AMD EPYC), PostgreSQL 18.4 and pgvector 0.8.5 with default settings, Edge 0.9.0,
@@ -229,6 +236,8 @@ ROUGH = {
         insert=Rate(0.06e-6, 25e9, "Edge, float32 64 and 1,024: 0.11 and 0.32 us of two cores' time"),
         start=0.7,
         stage=0.3e-3,
+        coded=0.6,
+        copies=40e6,
         source="rough",
     ),
 }

@@ -96,10 +96,12 @@ def layouts(place: str, dim: int) -> Iterator[Layout]:
 
 
 def _costs(bench: Bench, place: str, vectors: real_vectors.Vectors) -> Iterator[Cost]:
-    with vecbridge.connect(bench.url(place)) as store:
+    url = bench.url(place)
+    with vecbridge.connect(url) as store:
         # just before, as machines have good days and bad ones
         speeds = calibrate.calibrate(store, seconds=CALIBRATED if len(vectors.rows) > 1_000 else 5.0)
-        for layout in layouts(place, vectors.dim):
+    for layout in layouts(place, vectors.dim):
+        with vecbridge.connect(url) as store:
             papers = store.create(
                 "costs",
                 dim=vectors.dim,
@@ -113,20 +115,22 @@ def _costs(bench: Bench, place: str, vectors: real_vectors.Vectors) -> Iterator[
             start = time.perf_counter()
             papers.build_index()
             build = time.perf_counter() - start
-            query = _query(bench.url(place), vectors)
-            real = papers.sizes()
-            guess = estimate(papers.space, layout, rows=papers.count(), limits=store.limits, speeds=speeds)
-            one = Cost(
-                f"{vectors.name} on {place}, {describe(layout, vectors.dim)}",
-                guess.table_bytes / real.table if real.table > FIXED else None,
-                guess.index_bytes / real.index if real.index > FIXED else None,
-                None if layout.index is None else guess.build_seconds / build,
-                guess.query_seconds / query,
-            )
-            bench.tell(f"  {one}")
-            yield one
-            papers.close()
+            query = _query(url, vectors)
+            space, limits = papers.space, store.limits
+        # opened anew: what has been written may lie in a log until then
+        with vecbridge.connect(url) as store:
+            real = store.open("costs").sizes()
             store.drop("costs")
+        guess = estimate(space, layout, rows=len(vectors.rows), limits=limits, speeds=speeds)
+        one = Cost(
+            f"{vectors.name} on {place}, {describe(layout, vectors.dim)}",
+            guess.table_bytes / real.table if real.table > FIXED else None,
+            guess.index_bytes / real.index if real.index > FIXED else None,
+            None if layout.index is None else guess.build_seconds / build,
+            guess.query_seconds / query,
+        )
+        bench.tell(f"  {one}")
+        yield one
 
 
 def _query(url: str, vectors: real_vectors.Vectors) -> float:

@@ -16,9 +16,9 @@ from haystack.document_stores.types import DuplicatePolicy
 from haystack.errors import FilterError
 from haystack.utils import Secret
 
-from ... import backends
 from ...errors import InputError
 from ...planner import DEFAULT_ROWS
+from ...store import Place
 from ...tuning import Tuning
 from ...types import FieldKind, Metric
 from . import fields
@@ -97,7 +97,7 @@ class VecbridgeDocumentStore:
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` makes the store from. Raises InputError where the URL may hold a secret."""
         url = self.url
-        if isinstance(url, str) and backends.shown(url) != url:
+        if isinstance(url, str) and Place(url).url != url:
             raise InputError(
                 "expected a URL without password, key and options to write into a pipeline, got one that has "
                 'some; keep it in the environment: url=Secret.from_env_var("VECBRIDGE_URL")'
