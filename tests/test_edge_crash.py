@@ -337,7 +337,9 @@ def test_a_kill_at_any_moment_of_a_build_leaves_the_old_or_the_new(tmp_path: Pat
     patch, is_new = MOMENTS[moment]
     place = tmp_path / "place"
     n = 4000 if moment == "while building" else 500
-    script = f"edge = made()\nedge.upsert('papers', some({n}))\nedge._collection('papers').flush()\n{patch}\n"
+    script = (
+        f"edge = made()\nedge.upsert('papers', some({n}))\nedge._collection('papers').shorten()\n{patch}\n"
+    )
     change = "SLOW" if moment == "while building" else "GRAPH"
     process = start(f"{script}edge.optimise('papers', {change}, None)", place)
     out, err = process.communicate(timeout=PATIENCE)

@@ -66,12 +66,12 @@ GUIDE = Path(__file__).parent.parent / "docs" / "llama-index.md"
 NUMBERS = itertools.count(1)
 
 
-@pytest.fixture(scope="module", params=["flat", "pgvector", "edge"])
 def shown(value: object) -> str:
     """A test's name for what it is given: the order in a set differs from one process to the next."""
     return str(sorted(value)) if isinstance(value, set) else str(value)
 
 
+@pytest.fixture(scope="module", params=["flat", "pgvector", "edge"])
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     match request.param:
         case "flat":

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,13 @@ from vecbridge.types import Element, Index, Layout, Shorten, Space, Spread
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 TYPES = {"float32": "vector", "float16": "halfvec", "bit": "bit"}
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """On a disk, whatever other tests take: files that lie in memory have no holes."""
+    with TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")

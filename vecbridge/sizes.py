@@ -387,7 +387,7 @@ def _qdrant(
     walk = walk_graph(speeds, part, size=size, index=index, wanted=wanted)
     build = speeds.start + build_graph(speeds, math.ceil(share * rows), size=size, index=index)
     # segments with an index are written anew
-    build += share * held / speeds.copies
+    build += share * held / speeds.copies if speeds.copies else 0.0
     return Estimates(
         table,
         math.ceil(share * (links + codes)),

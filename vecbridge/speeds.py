@@ -87,7 +87,9 @@ class Speeds:
                 start=_number(data["start"]),
                 workers=workers,
                 # not there where it was measured before these were
-                **{name: _number(data.get(name, getattr(ROUGH[backend], name))) for name in _LATER},
+                stage=_number(data.get("stage", ROUGH[backend].stage)),
+                coded=_number(data.get("coded", ROUGH[backend].coded)),
+                copies=_number(data.get("copies", ROUGH[backend].copies)),
                 calibrated=bool(data["calibrated"]),
                 source=str(data["source"]),
             )
@@ -95,9 +97,6 @@ class Speeds:
             raise InputError(
                 f"expected speeds as vecbridge writes them, got something else: {error}"
             ) from None
-
-
-_LATER = ("stage", "coded", "copies")
 
 
 def _number(value: object) -> float:
