@@ -12,6 +12,7 @@ import pytest
 
 from vecbridge import replanning
 from vecbridge.backends.postgres import Postgres, Table, connect
+from vecbridge.comparing import fingerprint
 from vecbridge.errors import InputError, LayoutChanged, StoreError, VectorError
 from vecbridge.manifest import Manifest
 from vecbridge.reduction import Reduction, fit
@@ -120,21 +121,6 @@ def test_what_half_precision_cannot_hold_stops_a_replan(backend: Postgres) -> No
         backend.switch(Table(table.pool, table.place, following(table, manifest()), iterative=True, number=1))
 
 
-def test_records_travel_in_parts_of_some_megabytes(
-    backend: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(replanning, "_BYTES", 50_000)
-    table = backend.create(manifest())
-    table.write(records(document="x" * 1_000))
-    parts = list(replanning._batches(table))
-    assert [id for part in parts for id in part.ids] == list(records().ids)
-    # the first one is a guess; of about 1,070 bytes each, 46 come to 50,000
-    assert len(parts[0]) == 64
-    assert {len(part) for part in parts[1:-1]} == {46}
-    monkeypatch.setattr(replanning, "_BYTES", 10)
-    assert {len(part) for part in list(replanning._batches(table))[1:]} == {1}
-
-
 def test_progress_counts_every_record_once(backend: Postgres) -> None:
     table = filled(backend)
     told: list[tuple[str, int, int | None]] = []
@@ -175,9 +161,9 @@ def test_a_mark_that_moves_between_id_and_digest_is_seen(backend: Postgres) -> N
     one, other = backend.successor(following(table, manifest())), filled_as(backend, "other")
     one.write(replace(records(2), ids=["a", "b"], digests=[b"b", b"c"]))
     other.write(replace(records(2), ids=["a", "b"], digests=[b"c", b"b"]))
-    assert replanning._fingerprint(one) != replanning._fingerprint(other)
+    assert fingerprint(one) != fingerprint(other)
     other.write(replace(records(2), ids=["b", "a"], digests=[b"c", b"b"]))
-    assert replanning._fingerprint(one) == replanning._fingerprint(other)
+    assert fingerprint(one) == fingerprint(other)
 
 
 def filled_as(backend: Postgres, name: str) -> Table:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .copying import copy
     from .errors import RecallMissed, VecbridgeError
     from .evaluate import Report
     from .evidence import Evidence
@@ -47,6 +48,7 @@ _HOME = {
     "Tuning": "tuning",
     "VecbridgeError": "errors",
     "connect": "store",
+    "copy": "copying",
     "ingest": "ingestion",
     "measure": "measuring",
     "plan": "planner",
@@ -71,6 +73,7 @@ __all__ = [
     "VecbridgeError",
     "__version__",
     "connect",
+    "copy",
     "ingest",
     "measure",
     "plan",

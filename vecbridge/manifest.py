@@ -101,7 +101,7 @@ class Manifest:
     `rows` is what the layout was planned for. `reduction` shortens vectors at the door, `index_reduction`
     what the index holds; at most one of them is a fitted basis. `filterable`: metadata fields, as filters
     name them, that stores which index fields shall index. `chunking`: how its texts were cut, None where that
-    is not known.
+    is not known. `copy_of`: the URL and name of the collection that this one is an unfinished copy of.
     """
 
     name: str
@@ -116,6 +116,7 @@ class Manifest:
     recall: float | None = None
     tuned: Tuned | None = None
     generation: int = 0
+    copy_of: str | None = None
 
     @property
     def stored_dim(self) -> int:
@@ -149,6 +150,7 @@ class Manifest:
             "recall": self.recall,
             "tuned": None if self.tuned is None else asdict(self.tuned),
             "generation": self.generation,
+            "copy_of": self.copy_of,
             "reduction": None if self.reduction is None else self.reduction.to_dict(),
             "index_reduction": None if self.index_reduction is None else self.index_reduction.to_dict(),
         }
@@ -169,6 +171,9 @@ class Manifest:
                 raise ValueError(f"expected a recall above 0, up to 1, got {_short(recall)}")
             if not _whole(generation) or generation < 0:
                 raise ValueError(f"expected a generation of 0 or more, got {_short(generation)}")
+            copy_of = data.get("copy_of")
+            if not (copy_of is None or isinstance(copy_of, str)):
+                raise ValueError(f"expected copy_of as text, got {_short(copy_of)}")
             space = {**data["space"], "nested": tuple(data["space"]["nested"])}
 
             def reduction(value: dict[str, Any] | None) -> Reduction | None:
@@ -189,6 +194,7 @@ class Manifest:
                 if (tuned := data.get("tuned")) is None
                 else Tuned(**{**tuned, "recall": Recall(**tuned["recall"])}),
                 generation=generation,
+                copy_of=copy_of,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import conform
 from .backends import Backend, Table
+from .comparing import conformed, differing, fingerprint, reduced
 from .errors import InputError, StoreError, VecbridgeError
 from .manifest import Manifest
-from .types import Batch, Progress
+from .types import Progress
 
 if TYPE_CHECKING:
     from .types import Floats
 
 _log = logging.getLogger("vecbridge")
 
-_FEW = 64  # records of the first batch, as nobody knows yet how large they are
-_MANY = 4_000  # records of one batch, at most
-_BYTES = 32 * 2**20  # of vectors and texts in one batch
 _COMPARED = 200  # records that are compared in full before the switch
 
 
@@ -90,18 +86,11 @@ def _check(old: Manifest, new: Manifest) -> None:
         )
     if old.reduction is None:
         return
-    if new.reduction is None or _reduced(old) != _reduced(new):
+    if reduced(old) != reduced(new):
         raise InputError(
             f"collection {old.name!r} stores its vectors shortened from {old.space.dim} to {old.stored_dim} "
             f"dimensions, and what was cut off is gone; keep that reduction, or load the vectors anew"
         )
-
-
-def _reduced(manifest: Manifest) -> tuple[object, bytes]:
-    reduction = manifest.reduction
-    assert reduction is not None
-    basis = b"" if reduction.basis is None else reduction.basis_bytes()
-    return manifest.layout.shorten, basis
 
 
 def _copy(table: Table, successor: Table, progress: Progress | None) -> None:
@@ -109,79 +98,30 @@ def _copy(table: Table, successor: Table, progress: Progress | None) -> None:
     done = 0
     if progress is not None:
         progress("copying", done, total)
-    for batch in _batches(table):
-        successor.write(_conformed(batch, table.manifest, successor.manifest))
+    for batch in table.scan(None, vectors=True):
+        successor.write(conformed(batch, table.manifest, successor.manifest))
         done += len(batch)
         if progress is not None:
             progress("copying", done, max(total, done))
 
 
-def _batches(table: Table) -> Iterator[Batch]:
-    """All records, some megabytes at a time."""
-    wanted = _FEW
-    for part in table.inventory():
-        start = 0
-        while start < len(part):
-            batch = table.read([id for id, _ in part[start : start + wanted]])
-            start += wanted
-            if not len(batch):
-                continue
-            yield batch
-            # the size of documents is known only once they have been read: it grows step by step
-            fitting = _BYTES * len(batch) // max(_weight(batch), 1)
-            wanted = max(1, min(fitting, 2 * wanted, _MANY))
-
-
-def _weight(batch: Batch) -> int:
-    return batch.vectors.nbytes + sum(len(text) for text in batch.documents if text is not None)
-
-
-def _conformed(batch: Batch, old: Manifest, new: Manifest) -> Batch:
-    """Records as the successor stores them. Raises VectorError before anything of them is written."""
-    vectors = conform.stored(new, batch.vectors, "stored vectors", shortened=old.reduction is not None)
-    return replace(batch, vectors=vectors, short=conform.projected(new, vectors, "stored vectors"))
-
-
 def _compare(table: Table, successor: Table) -> None:
     """Raise StoreError unless both hold the same records: all ids and digests, and some of them in full."""
-    (there, one), (here, other) = _fingerprint(table), _fingerprint(successor)
-    if one != other:
+    there, here = fingerprint(table), fingerprint(successor)
+    if there != here:
         raise StoreError(
-            f"the new layout of collection {table.manifest.name!r} holds {here:,} records, the old one now "
-            f"{there:,}, and they are not the same: it was written to while it was copied; nothing was "
-            f"changed, try again while nobody writes"
+            f"the new layout of collection {table.manifest.name!r} holds {here.records:,} records, the old "
+            f"one now {there.records:,}, and they are not the same: it was written to while it was copied; "
+            f"nothing was changed, try again while nobody writes"
         )
-    old, new = table.manifest, successor.manifest
     sample = table.sample(_COMPARED, seed=0)
-    copied = successor.read(sample.ids)
-    expected = _conformed(sample, old, new).vectors
-    if new.layout.element == "float16":
-        expected = expected.astype("float16").astype("float32")
-    same = (
-        list(copied.ids) == list(sample.ids)
-        and copied.vectors.tobytes() == expected.tobytes()
-        and list(copied.documents) == list(sample.documents)
-        and list(copied.metadata) == list(sample.metadata)
-    )
-    if not same:
+    expected = conformed(sample, table.manifest, successor.manifest)
+    if differing(expected, successor.read(sample.ids), successor.manifest):
         raise StoreError(
             f"of {len(sample):,} records of collection {table.manifest.name!r} that were compared, some "
             f"differ from their copy: they were written while they were copied; nothing was changed, try "
             f"again while nobody writes"
         )
-
-
-def _fingerprint(table: Table) -> tuple[int, int]:
-    """The number of records, and a number that tells sets of ids and digests apart, whatever their order."""
-    count = total = 0
-    for part in table.inventory():
-        count += len(part)
-        for id, digest in part:
-            # the id's length keeps ("a", b"b") and ("ab", b"") apart
-            name = id.encode()
-            text = len(name).to_bytes(4, "big") + name + (b"\0" if digest is None else b"\1" + digest)
-            total += int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big")
-    return count, total % 2**128
 
 
 def _clear(backend: Backend, successor: Table) -> None:

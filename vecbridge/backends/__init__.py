@@ -157,9 +157,9 @@ class Table(Protocol):
     def keep(self, manifest: Manifest) -> None:
         """Replace what the collection says of itself, in one step and durably.
 
-        `manifest` differs from the present one in search widths, `recall`, `tuned`, `rows` and `chunking`
-        alone. Others who have it open see it when they open it again. Raises LayoutChanged where the
-        collection has another generation by now.
+        `manifest` differs from the present one in search widths, `recall`, `tuned`, `rows`, `chunking` and
+        `copy_of` alone. Others who have it open see it when they open it again. Raises LayoutChanged where
+        the collection has another generation by now.
         """
 
     def paused(self) -> AbstractContextManager[None]:

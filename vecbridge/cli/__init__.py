@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from .._version import __version__
 from ..errors import CollectionExists, CollectionNotFound, InputError, PlanError, VecbridgeError
-from . import calibrating, doctor, evaluating, loading, managing, models, output, planning, searching
+from . import calibrating, copying, doctor, evaluating, loading, managing, models, output, planning, searching
 
 OK, FAILED, USAGE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -46,6 +46,7 @@ app.command(cls=_Command)(searching.search)
 app.command(cls=_Command)(evaluating.evaluate)
 app.command(cls=_Command)(evaluating.tune)
 app.command(cls=_Command)(evaluating.replan)
+app.command(cls=_Command)(copying.copy)
 app.command(cls=_Command)(managing.info)
 app.command("list", cls=_Command)(managing.collections)
 app.command(cls=_Command)(managing.delete)

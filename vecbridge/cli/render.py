@@ -23,6 +23,7 @@ from . import output
 
 if TYPE_CHECKING:
     # planning shall not wait for numpy
+    from ..copying import Copied
     from ..embedders import Usage
     from ..evaluate import Report
     from ..evidence import Evidence
@@ -242,6 +243,17 @@ def summary(made: Summary) -> None:
     out = console()
     out.print(Text(output.safe(str(made)), style="bold"))
     out.print(_facts([*rows, ("time", ", ".join(seconds) or "under 0.1 s", "")]))
+
+
+def copied(made: Copied) -> None:
+    """What a copy did, and what was compared at its end."""
+    same = f"{made.compared:,} records in full, the neighbours of {made.neighbours:,}"
+    rows: list[Fact] = [("compared", "all ids and digests", same), _index(made.index)]
+    if made.tuned is not None:
+        rows.append(("tuned", *_tuned(made.tuned)))
+    out = console()
+    out.print(Text(output.safe(str(made)), style="bold"))
+    out.print(_facts([*rows, ("time", f"{made.seconds:.1f} s", "")]))
 
 
 def _usage(used: Usage) -> str:
