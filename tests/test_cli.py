@@ -722,6 +722,7 @@ def test_the_documented_json_is_the_real_json(run: Run, corpus: str) -> None:
         "info": ["things"],
         "list": [],
         "delete": ["things", "--id", "bird-1", "--yes"],
+        "copy": ["flat:vecbridge-data", "things", "flat:elsewhere"],
         "drop": ["things", "--yes"],
         "calibrate": ["flat:", "--seconds", "1"],
         "doctor": [],

@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from . import conform
 from .backends import Table
 from .manifest import Manifest
 from .types import Batch
+
+if TYPE_CHECKING:
+    from .types import Floats
 
 _MODULUS = 2**128
 
@@ -48,20 +54,19 @@ def conformed(batch: Batch, old: Manifest, new: Manifest) -> Batch:
 def differing(wanted: Batch, found: Batch, manifest: Manifest) -> list[int]:
     """Which records of `wanted`, by row, are not in `found`, or not the same there, vectors to the bit.
 
-    `wanted` is `conformed` to the manifest of the collection that `found` was read from. True, 1 and 1.0 are
-    three different things in metadata.
+    `wanted` is `conformed` to the manifest of the collection that `found` was read from; where that keeps
+    half precision, vectors differ by its rounding. True, 1 and 1.0 are three different things in metadata.
     """
     at = {id: row for row, id in enumerate(found.ids)}
     vectors = wanted.vectors
-    if manifest.layout.element == "float16":
-        vectors = vectors.astype("float16").astype("float32")
+    same = _rounded if manifest.layout.element == "float16" else _equal
     differ = []
     for row, id in enumerate(wanted.ids):
         other = at.get(id)
         if other is None or not (
             wanted.documents[row] == found.documents[other]
             and wanted.digests[row] == found.digests[other]
-            and vectors[row].tobytes() == found.vectors[other].tobytes()
+            and same(vectors[row], found.vectors[other])
             and _same(wanted.metadata[row], found.metadata[other])
         ):
             differ.append(row)
@@ -87,6 +92,19 @@ def reduced(manifest: Manifest) -> tuple[object, bytes] | None:
     if reduction is None:
         return None
     return manifest.layout.shorten, b"" if reduction.basis is None else reduction.basis_bytes()
+
+
+def _equal(one: Floats, other: Floats) -> bool:
+    return one.tobytes() == other.tobytes()
+
+
+def _rounded(one: Floats, other: Floats) -> bool:
+    """Whether `other` is what half precision leaves of `one`.
+
+    11 bits of each component, down to 2^-24; under cosine Qdrant rounds the vector once its length is 1.
+    """
+    least = 2.0**-24 * max(1.0, float(np.linalg.norm(one.astype(np.float64))))
+    return bool((np.abs(one - other) <= 2.0**-10 * np.abs(one) + least).all())
 
 
 def _same(one: object, other: object) -> bool:
