@@ -335,7 +335,7 @@ def test_whatever_differs_in_an_unfinished_copy_is_mended(
     source = filled(flat)
     assert ended(source, other) == 100
     goal = other.open("papers")
-    whole = source.get(["id-0001", "id-0002", "id-0003", "id-0004"])
+    whole = source.get(["id-0001", "id-0002", "id-0004", "id-0007"])
     given = {
         "documents": list(whole.documents),
         "metadata": list(whole.metadata),
@@ -343,13 +343,13 @@ def test_whatever_differs_in_an_unfinished_copy_is_mended(
     }
 
     def spoil(row: int, **changed: Any) -> None:
-        one = {key: [values[row]] for key, values in {**given}.items()} | changed
+        one = {key: [values[row]] for key, values in given.items()} | changed
         vector = one.pop("vector", whole.vectors[row : row + 1])
         goal.upsert([whole.ids[row]], vector, **one)
 
     spoil(0, vector=np.nextafter(whole.vectors[:1], np.float32(9)))
     spoil(1, documents=["another"])
-    spoil(2, metadata=[{**whole.metadata[0], "whole": 1.0}])
+    spoil(2, metadata=[{**whole.metadata[2], "whole": 1.0}])
     spoil(3, digests=[None])
     goal.upsert(["stale"], vectors(1))
     source.delete(["id-0005"])

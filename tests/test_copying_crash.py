@@ -18,8 +18,9 @@ from vecbridge.errors import CollectionNotFound
 
 ROWS, DIM, PART = 600, 64, 30
 
-# small parts, so that there is something to be killed between
+# small parts with a pause behind each, so that most kills fall between them
 COPY = f"""
+import time
 import vecbridge
 import vecbridge.copying
 import vecbridge.backends.flat.table, vecbridge.backends.postgres.reading, vecbridge.backends.qdrant.table
@@ -29,7 +30,7 @@ vecbridge.backends.postgres.reading._PART = {PART}
 
 def run(source, to):
     with vecbridge.connect(source) as there, vecbridge.connect(to) as here:
-        done = vecbridge.copy(there.open("killed"), here)
+        done = vecbridge.copy(there.open("killed"), here, progress=lambda *step: time.sleep(0.01))
     print("done", done.records, done.written, done.removed, flush=True)
     return 0
 """
@@ -74,9 +75,9 @@ def state(url: str) -> tuple[dict[str, tuple[bytes, str | None, str, bytes | Non
 
 
 @pytest.mark.parametrize(
-    # a run that ends in Edge takes a second, and in a folder a tenth of it
+    # a run among folders takes a tenth of one that PostgreSQL or Edge has a part in
     ("origin", "scheme", "wanted"),
-    [("pgvector", "flat", 20), ("flat", "pgvector", 20), ("flat", "qdrant", 8)],
+    [("flat", "flat", 20), ("flat", "pgvector", 12), ("pgvector", "flat", 4), ("flat", "qdrant", 4)],
 )
 def test_killing_a_copy_loses_nothing_and_the_next_run_completes_it(
     place: Path, origin: str, scheme: str, wanted: int
@@ -115,7 +116,8 @@ def test_killing_a_copy_loses_nothing_and_the_next_run_completes_it(
             drop()
 
         kills = partial = held = 0
-        while kills < wanted:
+        # where another program takes the machine, all of a few kills may come before the writing
+        while kills < wanted or (not partial and kills < 5 * wanted):
             pid = runs.start(source, to)
             # a run is never a timed assertion: it may as well end before it is killed
             time.sleep(chance.uniform(0, takes))
@@ -129,6 +131,9 @@ def test_killing_a_copy_loses_nothing_and_the_next_run_completes_it(
                 partial += 0 < len(found) < ROWS
                 held = len(found)
                 assert unfinished or held == ROWS, "a part is said to be all"
+                if not unfinished:
+                    drop()
+                    held = 0
             else:
                 assert out == f"done {ROWS} {ROWS - held} 0"
                 assert (found, unfinished) == (whole, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,7 +82,7 @@ def _damaged() -> list[str]:
     damaged += [
         json.dumps({key: value for key, value in whole.items() if key != gone})
         for gone in whole
-        if gone not in ("filterable", "chunking", "recall", "tuned", "generation")
+        if gone not in ("filterable", "chunking", "recall", "tuned", "generation", "copy_of")
     ]
     cut = whole["chunking"]
     damaged += [json.dumps({**whole, "chunking": {**cut, **wrong}}) for wrong in BAD_CHUNKING]
@@ -90,6 +91,7 @@ def _damaged() -> list[str]:
         damaged.append(json.dumps({**whole, "chunking": rest}))
     damaged += [json.dumps({**whole, "recall": value}) for value in (0, 1.5, "0.9", True, [])]
     damaged += [json.dumps({**whole, "generation": value}) for value in (-1, 0.5, "1", None, True)]
+    damaged += [json.dumps({**whole, "copy_of": value}) for value in (7, True, ["flat:a b"], {})]
     for key in ("space", "layout", "reduction", "filterable", "chunking", "tuned"):
         wrong = [7, "text", []] if key == "filterable" else [7, "text", [], {}, {"dim": 3, "new": 1}]
         damaged += [json.dumps({**whole, key: value}) for value in wrong]
@@ -100,6 +102,14 @@ def _damaged() -> list[str]:
 def test_a_damaged_manifest_is_refused_and_no_other_error_escapes(text: str) -> None:
     with pytest.raises(ManifestError, match="manifest cannot be read"):
         Manifest.load(text, b"")
+
+
+def test_what_a_collection_is_an_unfinished_copy_of_is_kept() -> None:
+    made = replace(manifest(Layout()), copy_of="flat:./data papers")
+    assert Manifest.load(*made.dump()) == made
+    whole: dict[str, Any] = json.loads(made.dump()[0])
+    del whole["copy_of"]
+    assert Manifest.load(json.dumps(whole), b"").copy_of is None
 
 
 def test_a_manifest_from_before_there_were_filterable_fields_and_clusters_is_read() -> None:
