@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _COMPARED = 200  # records that are compared in full at the end
 _ASKED, _K = 10, 10  # records whose neighbours are looked for on both sides, and how many of them
 _SECONDS = 60.0  # no further neighbours are looked for after it: exact search of millions takes long
-_SAMPLE = 20_000  # vectors that a layout is planned on, and a PCA is fitted on
+SAMPLE = 20_000  # vectors that a layout is planned on, and a PCA is fitted on
 # stores add in float32 and in different orders; relative to the vectors' lengths
 _ROUNDING = 1e-5
 # once more where the source was written to meanwhile
@@ -120,7 +120,7 @@ def copy(
             f"expected another store or another name for the copy of {name!r} in {source.url}, got its own"
         )
     # what was opened, not whatever is there later: a layout that changes meanwhile raises LayoutChanged
-    table = _table(source)
+    table = table_of(source)
     origin = f"{source.url} {source.name}"
     try:
         target = to.open(name)
@@ -135,7 +135,16 @@ def copy(
             "seed": seed,
             "progress": progress,
         }
-        target = _made(table, to, name, origin, layout=layout, wishes=wishes)
+        target = made(
+            table.manifest,
+            lambda: table.sample(SAMPLE, seed=seed).vectors,
+            to,
+            name,
+            origin,
+            count=table.count(),
+            layout=layout,
+            wishes=wishes,
+        )
         fresh = True
         if on_plan is not None and target.plan is not None:
             on_plan(target.plan)
@@ -145,16 +154,16 @@ def copy(
             return _settled(table, target, origin, seed=seed, seconds=lambda: monotonic() - begun)
         _check_begun(table.manifest, target, origin, layout)
         if target_recall is not None and target_recall != target.manifest.recall:
-            goal = _table(target)
+            goal = table_of(target)
             goal.keep(replace(goal.manifest, recall=target_recall))
-    run = _Run(table, _table(target), origin, progress)
+    run = _Run(table, table_of(target), origin, progress)
     run.fill(fresh=fresh)
     compared, neighbours = run.verify(seed)
     with warnings.catch_warnings():
         # whether the recall was met stands in what is returned
         warnings.simplefilter("ignore", RecallMissed)
         target.build_index(progress=progress)
-    goal = _table(target)
+    goal = table_of(target)
     goal.keep(replace(goal.manifest, copy_of=None))
     return Copied(
         source=origin,
@@ -168,11 +177,11 @@ def copy(
         index=goal.index_state(),
         tuned=goal.manifest.tuned,
         seconds=monotonic() - begun,
-        notes=(*_notes(table.manifest, goal.manifest), *run.notes),
+        notes=(*notes(table.manifest, goal.manifest), *run.notes),
     )
 
 
-def _table(collection: Collection) -> Table:
+def table_of(collection: Collection) -> Table:
     """What is below a collection: stored vectors pass as they are, which its own calls would shorten."""
     return collection._now(lambda table: table)
 
@@ -180,19 +189,32 @@ def _table(collection: Collection) -> Table:
 # --- where it goes -----------------------------------------------------------------------------------
 
 
-def _made(
-    table: Table, to: Store, name: str, origin: str, *, layout: Layout | None, wishes: Wishes
+def made(
+    old: Manifest,
+    sampled: Callable[[], Floats],
+    to: Store,
+    name: str,
+    origin: str,
+    *,
+    count: int,
+    layout: Layout | None,
+    wishes: Wishes,
 ) -> Collection:
-    """A new, empty collection for what is in `table`, marked as its unfinished copy. Raises PlanError."""
-    old, seed = table.manifest, wishes["seed"]
+    """A new, empty collection for the `count` records that `old` is of, marked as an unfinished copy of
+    `origin`.
+
+    `sampled` gives some of its stored vectors, up to `SAMPLE` rows; it is called where they are needed.
+    Raises PlanError, InputError.
+    """
+    seed = wishes["seed"]
     # what was cut off at the door is gone: the rest is all that can be planned with
     space = old.space if old.reduction is None else replace(old.space, dim=old.stored_dim, model=None)
     plan = None
     if layout is None:
         target = wishes["recall"]
         sample = None
-        if target is not None and table.count() >= planner.WORTHWHILE:
-            sample = table.sample(_SAMPLE, seed=seed).vectors
+        if target is not None and count >= planner.WORTHWHILE:
+            sample = sampled()
         wishes = {
             **wishes,
             "metric": space.metric,
@@ -217,9 +239,9 @@ def _made(
         kept = _as_kept(old, planned, place, space)
         if reason := place.limits.objection(space, kept):
             raise PlanError(f"the layout of {origin} cannot be kept on {place.url}: {reason}")
-        count = plan.rows
+        rows = plan.rows
     else:
-        space, kept, count = old.space, layout, planner.whole_number(wishes["rows"], "rows", 0)
+        space, kept, rows = old.space, layout, planner.whole_number(wishes["rows"], "rows", 0)
         if old.reduction is not None and layout.shorten != old.layout.shorten:
             raise InputError(
                 f"expected a layout that keeps the vectors of {origin} shortened as they are, to "
@@ -229,7 +251,7 @@ def _made(
     fitted = (kept.shorten, kept.index.shorten if kept.index else None)
     rows_of = None
     if any(one is not None and one.method == "pca" for one in fitted):
-        rows_of = table.sample(_SAMPLE, seed=seed).vectors
+        rows_of = sampled()
     if old.reduction is None:
         reduction, inner = conform.fitted(space, kept, rows_of, seed=seed)
     else:
@@ -240,7 +262,7 @@ def _made(
         name,
         space,
         kept,
-        count,
+        rows,
         reduction,
         inner,
         filterable=old.filterable,
@@ -296,7 +318,7 @@ def _settled(
     table: Table, target: Collection, origin: str, *, seed: int, seconds: Callable[[], float]
 ) -> Copied:
     """What is to be said where the copy is complete already. Raises CollectionExists where it is none."""
-    goal = _table(target)
+    goal = table_of(target)
     of = goal.manifest.copy_of
     taken = f"there is already a collection {goal.manifest.name!r} in {target.url}, and it "
     if of is None:
@@ -327,11 +349,11 @@ def _settled(
         index=goal.index_state(),
         tuned=goal.manifest.tuned,
         seconds=seconds(),
-        notes=("it was there already: nothing was written", *_notes(table.manifest, goal.manifest)),
+        notes=("it was there already: nothing was written", *notes(table.manifest, goal.manifest)),
     )
 
 
-def _notes(old: Manifest, new: Manifest) -> Iterator[str]:
+def notes(old: Manifest, new: Manifest) -> Iterator[str]:
     """What the copy keeps less of than the source, and what the source has kept less of."""
     if old.reduction is not None:
         yield (
