@@ -29,6 +29,7 @@ ABOVE = {
     "backends", "store", "collection", "ingestion", "cli", "evaluate", "testing", "integrations", "report",
     "checks", "embedders", "cache", "tuning", "replanning", "calibrate", "calibrations", "conform",
     "aio", "stopping", "comparing", "copying",
+    "parquet", "exporting", "importing",
 }  # fmt: skip
 
 # what a part of the package never imports: the arrows of docs/design.md, the other way round
@@ -70,6 +71,9 @@ NEVER: dict[str, set[str]] = {
     "replanning": {"store", "collection", "ingestion", "cli", "testing", "planner", "tuning", "report"},
     "comparing": ABOVE - {"backends", "checks", "conform"} | {"planner"},
     "copying": {"ingestion", "cli", "testing", "integrations", "report"},
+    "parquet": ABOVE - {"checks"} | {"planner"},
+    "exporting": ABOVE - {"collection", "parquet"} | {"planner"},
+    "importing": {"ingestion", "cli", "testing", "integrations", "report", "exporting"},
     "calibrations": {"store", "collection", "ingestion", "cli", "testing", "planner", "report", "calibrate"},
     "calibrate": {"ingestion", "cli", "testing", "planner", "report"},
     "report": {"store", "collection", "backends", "ingestion", "cli", "testing"},

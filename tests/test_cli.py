@@ -723,6 +723,8 @@ def test_the_documented_json_is_the_real_json(run: Run, corpus: str) -> None:
         "list": [],
         "delete": ["things", "--id", "bird-1", "--yes"],
         "copy": ["flat:vecbridge-data", "things", "flat:elsewhere"],
+        "export": ["things", "things.parquet"],
+        "import": ["things.parquet", "flat:imported"],
         "drop": ["things", "--yes"],
         "calibrate": ["flat:", "--seconds", "1"],
         "doctor": [],

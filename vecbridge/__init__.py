@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .errors import RecallMissed, VecbridgeError
     from .evaluate import Report
     from .evidence import Evidence
+    from .exporting import export_parquet
+    from .importing import import_parquet
     from .ingestion import ingest
     from .limits import Limits
     from .manifest import Manifest
@@ -49,6 +51,8 @@ _HOME = {
     "VecbridgeError": "errors",
     "connect": "store",
     "copy": "copying",
+    "export_parquet": "exporting",
+    "import_parquet": "importing",
     "ingest": "ingestion",
     "measure": "measuring",
     "plan": "planner",
@@ -74,6 +78,8 @@ __all__ = [
     "__version__",
     "connect",
     "copy",
+    "export_parquet",
+    "import_parquet",
     "ingest",
     "measure",
     "plan",

@@ -17,7 +17,19 @@ from typer.core import TyperCommand
 
 from .._version import __version__
 from ..errors import CollectionExists, CollectionNotFound, InputError, PlanError, VecbridgeError
-from . import calibrating, copying, doctor, evaluating, loading, managing, models, output, planning, searching
+from . import (
+    calibrating,
+    copying,
+    doctor,
+    evaluating,
+    exporting,
+    loading,
+    managing,
+    models,
+    output,
+    planning,
+    searching,
+)
 
 OK, FAILED, USAGE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -47,6 +59,8 @@ app.command(cls=_Command)(evaluating.evaluate)
 app.command(cls=_Command)(evaluating.tune)
 app.command(cls=_Command)(evaluating.replan)
 app.command(cls=_Command)(copying.copy)
+app.command(cls=_Command)(exporting.export)
+app.command("import", cls=_Command)(exporting.import_)
 app.command(cls=_Command)(managing.info)
 app.command("list", cls=_Command)(managing.collections)
 app.command(cls=_Command)(managing.delete)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..embedders import Usage
     from ..evaluate import Report
     from ..evidence import Evidence
+    from ..exporting import Exported
+    from ..importing import Imported
     from ..ingestion import Summary
     from ..manifest import Manifest, Tuned
     from ..planner import Plan
@@ -253,6 +255,24 @@ def copied(made: Copied) -> None:
         rows.append(("tuned", *_tuned(made.tuned)))
     out = console()
     out.print(Text(output.safe(str(made)), style="bold"))
+    out.print(_facts([*rows, ("time", f"{made.seconds:.1f} s", "")]))
+
+
+def exported(made: Exported, name: str) -> None:
+    """What an export has written, in a line."""
+    line = f"{made.records:,} records of {name} are in {made.path} ({human(made.bytes)})"
+    console().print(Text(output.safe(line), style="bold"))
+
+
+def imported(made: Imported) -> None:
+    """What an import did, and what was compared at its end."""
+    said = f"{made.records:,} records of {made.source} are in {made.collection} at {made.to}"
+    same = f"{made.compared:,} records in full"
+    rows: list[Fact] = [("compared", "all ids and digests", same), _index(made.index)]
+    if made.tuned is not None:
+        rows.append(("tuned", *_tuned(made.tuned)))
+    out = console()
+    out.print(Text(output.safe(f"{said}: {made.written:,} written now"), style="bold"))
     out.print(_facts([*rows, ("time", f"{made.seconds:.1f} s", "")]))
 
 
