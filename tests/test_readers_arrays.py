@@ -314,6 +314,18 @@ def test_a_row_of_parquet_that_cannot_be_stored_is_rejected(
     assert len(kept(source)) == len(columns["text"]) - 1
 
 
+def test_memory_holds_a_few_row_groups_of_a_long_parquet_file(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((12_000, 256)).astype(np.float32)
+    path, flat = tmp_path / "long.parquet", pyarrow.array(vectors.ravel())
+    columns = {"vector": pyarrow.FixedSizeListArray.from_arrays(flat, 256)}
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=200)
+    del columns, flat
+    before = pyarrow.total_allocated_bytes()
+    peak = max(pyarrow.total_allocated_bytes() - before for _ in read(path))
+    assert path.stat().st_size > 10_000_000
+    assert peak < 4_000_000
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

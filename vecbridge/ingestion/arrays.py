@@ -244,8 +244,9 @@ def parquet(source: Source, fields: Fields, *, whole: bool) -> Iterator[Record |
         ) from error
     number = 0
     try:
-        # with a buffer the columns are read in parts; without it a whole row group lies in memory
-        with pyarrow.parquet.ParquetFile(source.path, buffer_size=1 << 20) as file:
+        # with a buffer the columns are read in parts; without it a whole row group lies in memory, and
+        # buffered beforehand all that has been read stays there
+        with pyarrow.parquet.ParquetFile(source.path, buffer_size=1 << 20, pre_buffer=False) as file:
             columns, lists = _columns(list(file.schema_arrow.names), fields, source.file)
             named = Fields(fields.id, fields.text)
             if lists:
