@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import vecbridge
 from vecbridge import cli, parquet
+from vecbridge.comparing import chosen
 from vecbridge.errors import (
     Busy,
     CollectionExists,
@@ -318,6 +319,25 @@ def test_row_groups_have_some_megabytes_whatever_the_batches(
     assert sum(sizes) == ROWS
     vecbridge.import_parquet(path, flat, name="again")
     assert content(flat.open("again")) == content(one)
+
+
+def test_memory_holds_a_few_row_groups_of_a_long_file(
+    flat: vecbridge.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "GROUP_BYTES", 200_000)
+    monkeypatch.setattr(parquet, "PART_BYTES", 200_000)
+    batch, path = plain(12_000, dim=256), tmp_path / "long.parquet"
+    before, peaks = pa.total_allocated_bytes(), [0]
+    with path.open("wb") as out, parquet.Writer(out, Header(flat.create("a", dim=256).manifest)) as writer:
+        for start in range(0, len(batch), 100):
+            writer.add(chosen(batch, range(start, start + 100)))
+            peaks.append(pa.total_allocated_bytes() - before)
+        writer.finish()
+    with File(path) as file:
+        for _ in file.batches():
+            peaks.append(pa.total_allocated_bytes() - before)
+    assert path.stat().st_size > 10_000_000
+    assert max(peaks) < 4_000_000
 
 
 def test_a_file_that_arrow_has_written_again_is_still_one(file: Path, flat: vecbridge.Store) -> None:

@@ -126,7 +126,14 @@ def import_parquet(
                 "progress": progress,
             }
             target = copying.made(
-                old, lambda: survey.sample, home, name, origin, count=file.rows, layout=None, wishes=wishes
+                old,
+                lambda: _sample(file, seed),
+                home,
+                name,
+                origin,
+                count=file.rows,
+                layout=None,
+                wishes=wishes,
             )
             held.callback(target.close)
             if on_plan is not None and target.plan is not None:
@@ -239,39 +246,43 @@ def _imported(
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
-    """What a first pass through the file has found.
-
-    `sample`: float32 (n, stored dim), of all rows alike. `probes`: records to compare in full at the end.
-    """
+    """What a first pass through the file has found; `probes` are records to compare in full at the end."""
 
     fingerprint: Fingerprint
-    sample: Floats
     probes: list[Batch]
 
 
 def _survey(file: File, seed: int, progress: Progress | None) -> _Survey:
     """Read and check the whole file. Raises SourceError."""
-    dim = file.header.manifest.stored_dim
-    generator = np.random.default_rng(seed)
-    sampled = _drawn(generator, file.rows, min(copying.SAMPLE, _SAMPLE_BYTES // (4 * dim)))
-    probed = _drawn(generator, file.rows, _COMPARED)
-    vectors, probes, weight = [np.empty((0, dim), np.float32)], [], 0
-    total = Fingerprint()
+    probed = _drawn(file.rows, _COMPARED, seed)
+    probes: list[Batch] = []
+    weight, total = 0, Fingerprint()
     for batch in file.batches():
-        here = slice(total.records, total.records + len(batch))
-        vectors.append(batch.vectors[sampled[here]])
-        picked = chosen(batch, np.flatnonzero(probed[here]).tolist())
+        picked = chosen(batch, np.flatnonzero(probed[total.records :][: len(batch)]).tolist())
         weight += sum(len(document or "") for document in picked.documents) + picked.vectors.nbytes
         if len(picked) and weight <= _COMPARED_BYTES:
             probes.append(picked)
         total.add(zip(batch.ids, batch.digests, strict=True))
         if progress is not None:
             progress("checking", total.records, file.rows)
-    return _Survey(total, np.concatenate(vectors), probes)
+    return _Survey(total, probes)
 
 
-def _drawn(generator: np.random.Generator, total: int, wanted: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which of `total` rows are among `wanted` that are chosen at random, bool (total,)."""
+def _sample(file: File, seed: int) -> Floats:
+    """Vectors to plan on, float32 (n, stored dim), of all rows alike. Reads the file once more."""
+    dim = file.header.manifest.stored_dim
+    sampled = _drawn(file.rows, min(copying.SAMPLE, _SAMPLE_BYTES // (4 * dim)), seed)
+    vectors = np.empty((np.count_nonzero(sampled), dim), dtype=np.float32)
+    row = done = 0
+    for batch in file.batches():
+        some = batch.vectors[sampled[row : row + len(batch)]]
+        vectors[done : done + len(some)] = some
+        row, done = row + len(batch), done + len(some)
+    return vectors
+
+
+def _drawn(total: int, wanted: int, seed: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which of `total` rows are among `wanted` that are drawn at random, bool (total,)."""
     drawn = np.zeros(total, dtype=bool)
-    drawn[generator.choice(total, min(total, wanted), replace=False)] = True
+    drawn[np.random.default_rng(seed).choice(total, min(total, wanted), replace=False)] = True
     return drawn

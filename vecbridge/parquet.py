@@ -215,6 +215,8 @@ class File:
             self._file = pq.ParquetFile(
                 self.path,
                 buffer_size=1 << 20,
+                # it would keep all that has been read until the end
+                pre_buffer=False,
                 page_checksum_verification=True,
                 thrift_string_size_limit=_FOOTER,
                 thrift_container_size_limit=_FOOTER,
