@@ -109,13 +109,12 @@ class Writer:
     """Writes records into an open file, which is a Parquet file once `finish` has returned."""
 
     def __init__(self, out: IO[bytes], header: Header) -> None:
-        self._sink = _Sink(out)
         # in the schema, so that it stays where Arrow writes the file again
         self._schema = schema(header.manifest.stored_dim).with_metadata({KEY: header.dump()})
         self._waiting: list[Batch] = []
         self._weight = 0
         self._file = pq.ParquetWriter(
-            self._sink,  # type: ignore[arg-type]  # whatever can be written to and told from is a file
+            out,
             self._schema,
             compression="zstd",
             use_dictionary=False,
@@ -131,8 +130,6 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # pyarrow ends a file however it is left, even where the disk is full
-        self._sink.deaf = True
         self._file.close()
 
     def add(self, batch: Batch) -> None:
@@ -153,28 +150,6 @@ class Writer:
             table = pa.Table.from_batches(parts, self._schema)
             self._waiting, self._weight = [], 0
             self._file.write_table(table, row_group_size=max(1, table.num_rows))
-
-
-class _Sink:
-    """The file that pyarrow writes to; once it is deaf, nothing reaches it."""
-
-    def __init__(self, out: IO[bytes]) -> None:
-        self.deaf = False
-        self.closed = False
-        self._out = out
-
-    def write(self, content: bytes) -> int:
-        return len(content) if self.deaf else self._out.write(content)
-
-    def tell(self) -> int:
-        return self._out.tell()
-
-    def flush(self) -> None:
-        if not self.deaf:
-            self._out.flush()
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def weight(batch: Batch) -> int:
