@@ -29,7 +29,7 @@ ABOVE = {
     "backends", "store", "collection", "ingestion", "cli", "evaluate", "testing", "integrations", "report",
     "checks", "embedders", "cache", "tuning", "replanning", "calibrate", "calibrations", "conform",
     "aio", "stopping", "comparing", "copying",
-    "parquet", "exporting", "importing",
+    "parquet", "exporting", "importing", "adopting",
 }  # fmt: skip
 
 # what a part of the package never imports: the arrows of docs/design.md, the other way round
@@ -64,8 +64,10 @@ NEVER: dict[str, set[str]] = {
         "calibrate",
         "calibrations",
         "measuring",
+        "adopting",
     },
     "embedders": ABOVE - {"embedders", "cache"} | {"planner", "manifest", "limits"},
+    "adopting": {"store", "collection", "ingestion", "cli", "testing", "report"},
     "evaluate": {"store", "collection", "ingestion", "cli", "testing", "planner", "tuning"},
     "tuning": {"store", "collection", "ingestion", "cli", "testing", "planner", "report"},
     "replanning": {"store", "collection", "ingestion", "cli", "testing", "planner", "tuning", "report"},

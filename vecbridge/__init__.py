@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .adopting import Adoption
     from .copying import copy
     from .errors import RecallMissed, VecbridgeError
     from .evaluate import Report
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .types import Batch, Hit, Index, Layout, Shorten, Space
 
 _HOME = {
+    "Adoption": "adopting",
     "Batch": "types",
     "Collection": "store",
     "Evidence": "evidence",
@@ -59,6 +61,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Adoption",
     "Batch",
     "Collection",
     "Evidence",

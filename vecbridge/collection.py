@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from numpy.typing import ArrayLike
 
-from . import checks, conform, evaluate, planner, replanning, tuning
+from . import adopting, checks, conform, evaluate, planner, replanning, tuning
 from .backends import Backend, Table
 from .drift import Drift, drift
 from .errors import InputError, LayoutChanged, PlanError, RecallMissed
@@ -396,6 +396,8 @@ class Collection:
             plan = self.proposal(recall=target, k=k, seed=seed)
         except (PlanError, InputError) as error:
             return f"no other layout is known to: {error}"
+        if self.manifest.adopted is not None:
+            return "drop the collection and adopt its table again with this recall: another index may find it"
         if plan.layout == self.layout:
             return "no other layout here promises more: search with exact=True"
         expected = "" if plan.expected is None else f", expected recall {plan.expected}"
@@ -469,7 +471,8 @@ class Collection:
             "seed": seed,
             "progress": progress,
         }
-        places, speeds = [(self.url, self._place.limits)], [self._place.speeds]
+        limits = adopting.limits(self._place.limits, self.manifest)
+        places, speeds = [(self.url, limits)], [self._place.speeds]
         return planner.plan_places(space.dim, places=places, wishes=wishes, speeds=speeds)[1]
 
     def replan(

@@ -44,7 +44,8 @@ class Limits:
     "hnsw float32"; empty for a store that only scans. `ranges`: index parameters, as "hnsw m".
     `features`: version gates. `page`: bytes that a row may take where rows lie in pages, 0 where they do not.
     `assumed`: the version was not given, so that the one named here is an assumption. `nodes`: machines that
-    share the work, where the backend spreads a collection over several.
+    share the work, where the backend spreads a collection over several. `fixed`: what is stored already, in a
+    table that others own, where nothing but an index can be added.
     """
 
     backend: str
@@ -56,6 +57,7 @@ class Limits:
     page: int = 0
     assumed: bool = False
     nodes: int = 1
+    fixed: Element | None = None
 
     def objection(self, space: Space, layout: Layout) -> str | None:
         """Why this layout cannot hold this space here, as one sentence with both numbers; None if it can."""

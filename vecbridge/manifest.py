@@ -95,6 +95,39 @@ class Tuned:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """Where the records of a collection lie that others made: which column of whose table is what.
+
+    `id_type`: SQL's name of the type of `id`. `document`, `metadata`: None where there is no such column;
+    `fields` are further columns, each a field of the metadata, which win over `metadata`. `part` and `key`:
+    only rows whose column `part` has this value are records, None for all. `free`: the column of vectors
+    declares no dimensions. `nullable`: rows without a vector may be there, which are no records. `index`: the
+    name of the index that vecbridge may build there. `maker`: the library whose table it is, "" if unknown.
+    """
+
+    schema: str
+    table: str
+    id: str
+    id_type: str
+    embedding: str
+    document: str | None = None
+    metadata: str | None = None
+    fields: tuple[str, ...] = ()
+    part: str | None = None
+    key: str | None = None
+    free: bool = False
+    nullable: bool = True
+    index: str = ""
+    maker: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that is read."""
+        named = (self.id, self.embedding, self.document, self.metadata, *self.fields, self.part)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Space, layout and reductions of one collection, with the versions that made it.
 
@@ -102,6 +135,7 @@ class Manifest:
     what the index holds; at most one of them is a fitted basis. `filterable`: metadata fields, as filters
     name them, that stores which index fields shall index. `chunking`: how its texts were cut, None where that
     is not known. `copy_of`: the URL and name of the collection that this one is an unfinished copy of.
+    `adopted`: where the records lie, if not in a table of vecbridge's own.
     """
 
     name: str
@@ -117,6 +151,7 @@ class Manifest:
     tuned: Tuned | None = None
     generation: int = 0
     copy_of: str | None = None
+    adopted: Adopted | None = None
 
     @property
     def stored_dim(self) -> int:
@@ -151,6 +186,7 @@ class Manifest:
             "tuned": None if self.tuned is None else asdict(self.tuned),
             "generation": self.generation,
             "copy_of": self.copy_of,
+            "adopted": None if self.adopted is None else asdict(self.adopted),
             "reduction": None if self.reduction is None else self.reduction.to_dict(),
             "index_reduction": None if self.index_reduction is None else self.index_reduction.to_dict(),
         }
@@ -195,6 +231,9 @@ class Manifest:
                 else Tuned(**{**tuned, "recall": Recall(**tuned["recall"])}),
                 generation=generation,
                 copy_of=copy_of,
+                adopted=None
+                if (adopted := data.get("adopted")) is None
+                else Adopted(**{**adopted, "fields": tuple(adopted["fields"])}),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(

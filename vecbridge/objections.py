@@ -115,6 +115,11 @@ def pgvector(limits: Limits, space: Space, layout: Layout) -> str | None:
         return _one_machine("pgvector keeps a table on one machine", layout.spread)
     if layout.index is not None and layout.index.element not in _TYPES:
         return _quantised_elsewhere(layout.index)
+    if limits.fixed is not None and (
+        layout.element != limits.fixed or layout.inline or layout.shorten is not None or has_copy(layout)
+    ):
+        names = _NAMES[limits.fixed]
+        return f"the table is another's: its {names} stay as they are, and get no column beside them"
     stored = layout.stored_dim(space.dim)
     bound = limits.stored[layout.element]
     if lacking := limits.lacks(_TYPES[layout.element], bound.since):

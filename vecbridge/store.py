@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from numpy.typing import ArrayLike
 
-from . import backends, calibrations, checks, conform, planner
-from .backends import Backend, Table
+from . import adopting, backends, calibrations, checks, conform, planner
+from .adopting import Adoption
+from .backends import Adopting, Backend, Table, Wanted
 from .collection import Collection
 from .errors import (
     Busy,
@@ -348,6 +349,71 @@ class Store:
             reasons = "; ".join(f"on {place.url}: {objection}" for place, objection in objections)
             raise PlanError(f"this layout cannot be made {reasons}")
         return able[0]
+
+    def adoption(
+        self,
+        table: str,
+        *,
+        name: str | None = None,
+        id: str | None = None,
+        embedding: str | None = None,
+        document: str | None = None,
+        metadata: Sequence[str] | None = None,
+        part: str | None = None,
+        metric: Metric | None = None,
+        model: str | None = None,
+        nested: Sequence[int] | None = None,
+        memory: int | str | None = None,
+        disk: int | str | None = None,
+        latency: float | None = None,
+        recall: float | None = None,
+        build_index: bool = True,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Adoption:
+        """How a table that another library made would become a collection here; changes nothing.
+
+        `table`: in PostgreSQL, as "notes" or "schema.notes"; what LangChain, LlamaIndex, Haystack, Mastra and
+        Supabase vecs make is recognised. `id`, `embedding`, `document`, `metadata`: columns of others.
+        `part`: which of the collections that share the table. `name`: of the collection; that of the part or
+        the table, if not given. `metric`: where no index of the table tells. The rest as for `create`: what
+        index suits is planned, with `recall` on vectors of the table. `build_index`: whether the statements
+        tell how it is built.
+        Raises InputError where it must be said more clearly what is meant, CollectionExists, PlanError,
+        Forbidden.
+        """
+        wanted = Wanted(
+            table, name, id, embedding, document, None if metadata is None else tuple(metadata), part, metric
+        )
+        wishes: Wishes = {
+            "model": model,
+            "nested": nested,
+            "memory": memory,
+            "disk": disk,
+            "latency": latency,
+            "recall": recall,
+            "seed": seed,
+            "progress": progress,
+        }
+        for place in self._places:
+            if place.ask(lambda backend: isinstance(backend, Adopting)):
+                found = adopting.adoption(place, wanted, wishes, build_index=build_index)
+                self._check_free(found.manifest.name)
+                return found
+        raise InputError(f"expected a PostgreSQL database, whose tables can be adopted; got {self.url}")
+
+    def adopt(self, adoption: Adoption) -> Collection:
+        """The collection that `adoption` said. Its table stays its owner's: vecbridge never writes to it.
+
+        Call `build_index` on what comes back. Raises CollectionExists, InputError, Forbidden.
+        """
+        for place in self._places:
+            if place.url == adoption.url:
+                table = place.ask(lambda backend: backend.create(adoption.manifest))
+                return Collection(table, place=place, plan=adoption.plan)
+        raise InputError(
+            f"expected an adoption in this store ({', '.join(self.urls)}), got one in {adoption.url}"
+        )
 
     def _check_free(self, name: str) -> None:
         """Raise CollectionExists where one of several places has the name; a single one looks itself."""

@@ -12,12 +12,12 @@ import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 from ..errors import MissingExtra, UrlError
 from ..limits import Limits
-from ..manifest import Manifest
-from ..types import Batch, Finding, Hit, IndexState, Layout, Progress, Sizes
+from ..manifest import Adopted, Manifest
+from ..types import Batch, Finding, Hit, IndexState, Layout, Metric, Progress, Sizes
 
 if TYPE_CHECKING:
     from ..filters import Filter
@@ -173,6 +173,66 @@ class Table(Protocol):
 
     def close(self) -> None:
         """Give back what this collection holds open. May be called twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is said of a table that shall be adopted; None is for the backend to find out.
+
+    `name`: of the collection. `metadata`: the columns that hold it. `part`: which of the collections that
+    share the table, by its name or by its key. The rest as in `Adopted`.
+    """
+
+    table: str
+    name: str | None = None
+    id: str | None = None
+    embedding: str | None = None
+    document: str | None = None
+    metadata: tuple[str, ...] | None = None
+    part: str | None = None
+    metric: Metric | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a table that shall be adopted holds, and how it is read.
+
+    `element`, `dim`: of its vectors. `layout`: that of an index of its owner's which serves our searches,
+    None where there is none; `served`: its name. `no_index`: why no other can be made, "" where one can.
+    `notes`: what was assumed, in sentences.
+    """
+
+    name: str
+    adopted: Adopted
+    rows: int
+    dim: int
+    element: Literal["float32", "float16"]
+    metric: Metric
+    layout: Layout | None
+    served: str
+    no_index: str
+    notes: tuple[str, ...]
+
+
+@runtime_checkable
+class Adopting(Protocol):
+    """A backend that can take records for a collection where another library keeps them."""
+
+    def adoptable(self, wanted: Wanted) -> Found:
+        """What is in a table that another library made, and how it would be read; changes nothing.
+
+        Raises InputError where it must be said more clearly what is meant, CollectionExists, FeatureMissing,
+        Forbidden.
+        """
+
+    def adopting(self, manifest: Manifest, *, rows: int, build_index: bool) -> list[str]:
+        """The statements that `create`, and then building the index, would run to adopt the table."""
+
+    def about_index(self, manifest: Manifest, served: str) -> str:
+        """What the index of an adopted table serves, and which of its owner's own queries, in sentences."""
+
+    def peek(self, manifest: Manifest) -> Table:
+        """The records as the collection would have them, which is not made."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 from .._version import __version__
 from ..errors import CollectionExists, CollectionNotFound, InputError, PlanError, VecbridgeError
 from . import (
+    adopting,
     calibrating,
     copying,
     doctor,
@@ -61,6 +62,7 @@ app.command(cls=_Command)(evaluating.replan)
 app.command(cls=_Command)(copying.copy)
 app.command(cls=_Command)(exporting.export)
 app.command("import", cls=_Command)(exporting.import_)
+app.command(cls=_Command)(adopting.adopt)
 app.command(cls=_Command)(managing.info)
 app.command("list", cls=_Command)(managing.collections)
 app.command(cls=_Command)(managing.delete)

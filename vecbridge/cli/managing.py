@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from ..errors import InputError
+from ..errors import InputError, VecbridgeError
 from . import options, output
 
 
@@ -35,6 +36,7 @@ def info(words: options.Place, as_json: options.Json = False) -> None:
                 "index": asdict(state),
                 "recall": manifest.recall,
                 "tuned": None if manifest.tuned is None else asdict(manifest.tuned),
+                "adopted": None if manifest.adopted is None else asdict(manifest.adopted),
                 "sizes": asdict(sizes),
                 "version": manifest.version,
             }
@@ -100,16 +102,21 @@ def delete(
 
 
 def drop(words: options.Place, yes: options.Yes = False, as_json: options.Json = False) -> None:
-    """Delete a collection with everything in it."""
+    """Delete a collection with everything in it; an adopted table itself stays."""
     urls, (name,) = options.place(words, "COLLECTION")
     from ..store import connect
 
     with connect(*urls) as store:
         # not opened: what cannot be read any more must still be possible to drop
         at = store.find(name).url
-        options.confirm(f"Drop {name} in {at} with everything in it?", yes)
+        kept = None
+        with suppress(VecbridgeError):
+            adopted = store.open(name).manifest.adopted
+            kept = None if adopted is None else f"{adopted.schema}.{adopted.table}"
+        what = "with everything in it" if kept is None else f"and the index made for it; table {kept} stays"
+        options.confirm(f"Drop {name} in {at} {what}?", yes)
         store.drop(name)
     if as_json:
-        output.write_json({"url": at, "collection": name, "dropped": True})
+        output.write_json({"url": at, "collection": name, "dropped": True, "kept": kept})
     else:
-        output.answer(f"dropped {name}")
+        output.answer(f"dropped {name}" + ("" if kept is None else f"; table {kept} is as it was"))

@@ -9,11 +9,13 @@ from psycopg import errors as pg
 from psycopg.sql import SQL, Identifier
 
 from ... import backends
+from ...backends import Found, Wanted
 from ...errors import (
     CollectionExists,
     CollectionNotFound,
     FeatureMissing,
     Forbidden,
+    InputError,
     ManifestError,
     StoreError,
     UrlError,
@@ -21,7 +23,7 @@ from ...errors import (
 from ...limits import Limits, limits
 from ...manifest import Manifest
 from ...types import Finding
-from . import findings, sql, succession
+from . import adoption, build, findings, sql, succession
 from .address import Address, parse
 from .failures import failures
 from .pool import Connection, Pool
@@ -228,8 +230,10 @@ class Postgres:
                 before, row = row, self._entry(connection, name)
                 # it may have got another table between the two looks
                 if row == before:
+                    adopted = manifest.adopted is not None
+                    lost = ".".join(self._place.names(manifest)) if adopted else sql.table_name(manifest)
                     raise ManifestError(
-                        f"collection {name!r} in {self.url} has lost its table {sql.table_name(manifest)}; "
+                        f"collection {name!r} in {self.url} has lost its table {lost}; "
                         f"restore it from a backup, or drop the collection"
                     )
 
@@ -252,11 +256,14 @@ class Postgres:
             " JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid"
             " JOIN pg_type t ON t.oid = a.atttypid"
             " WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped",
-            [self._schema, sql.table_name(manifest)],
+            list(self._place.names(manifest)),
         ).fetchall()
         return {name: (type, dim, storage) for name, type, dim, storage in rows}
 
     def _compare(self, manifest: Manifest, there: dict[str, tuple[str, int, str]]) -> None:
+        if manifest.adopted is not None:
+            adoption.compare(manifest, there, self.url)
+            return
         others = {"id": "text", "digest": "bytea", "document": "text", "metadata": "jsonb"}
         wrong = [
             f"{name} is {there[name][0] if name in there else 'missing'}, expected {type}"
@@ -274,7 +281,17 @@ class Postgres:
             )
 
     def drop(self, name: str) -> None:
-        """Delete the collection and everything in it. Raises CollectionNotFound, Busy."""
+        """Delete the collection and everything in it; of an adopted table, only the index made for it.
+
+        Raises CollectionNotFound, Busy.
+        """
+        try:
+            manifest = Manifest.load(*self._pool.run(lambda connection: self._entry(connection, name)))
+        except ManifestError:
+            pass  # what cannot be read lies in tables of ours
+        else:
+            if manifest.adopted is not None:
+                build.remove(self._table(manifest))
 
         def work(connection: Connection) -> None:
             with connection.transaction():
@@ -287,6 +304,28 @@ class Postgres:
                 )
 
         self._pool.run(work)
+
+    def adoptable(self, wanted: Wanted) -> Found:
+        """What is in a table that another library made, and how it would be read; changes nothing.
+
+        Raises InputError where it must be said more clearly what is meant, FeatureMissing, Forbidden.
+        """
+        self._facts = self._pool.run(lambda connection: _ask(connection, self._schema))
+        if self._facts.home is None:
+            raise InputError(f"{self.url} has no vectors: pgvector is not created in this database")
+        return adoption.look(self._pool, self._place, wanted, self.url, self.peek)
+
+    def adopting(self, manifest: Manifest, *, rows: int, build_index: bool) -> list[str]:
+        """The statements that `create`, and then building the index, would run to adopt a table."""
+        return adoption.statements(self.peek(manifest), rows=rows, build_index=build_index)
+
+    def about_index(self, manifest: Manifest, served: str) -> str:
+        """What the index of an adopted table serves, and which of its owner's own queries, in sentences."""
+        return adoption.about_index(self._place, manifest, served)
+
+    def peek(self, manifest: Manifest) -> Table:
+        """The records as the collection would have them, which is not made."""
+        return self._table(manifest)
 
     def successor(self, manifest: Manifest) -> Table:
         """A new, empty table that may become the collection; see `succession`.
@@ -329,7 +368,8 @@ class Postgres:
 
     def _table(self, manifest: Manifest, *, number: int | None = None) -> Table:
         iterative = self.limits().has("iterative scan")
-        return Table(self._pool, self._place, manifest, iterative=iterative, number=number)
+        kind = Table if manifest.adopted is None else adoption.AdoptedTable
+        return kind(self._pool, self._place, manifest, iterative=iterative, number=number)
 
     def close(self) -> None:
         """Give back the connections. May be called twice."""

@@ -34,6 +34,10 @@ _PAUSE = 0.2  # seconds between two looks at the progress
 
 @dataclass(frozen=True, slots=True)
 class _Found:
+    """An index that is there; `own`: vecbridge made it, else the owner of an adopted table did."""
+
+    name: str
+    own: bool
     valid: bool
     method: str
     opclass: str
@@ -72,7 +76,8 @@ def state(table: Table, connection: Connection) -> IndexState:
         return IndexState("invalid", detail="an interrupted build left it; build_index() repairs it")
     if reason := _objection(table, index, found, rows=None):
         return IndexState("invalid", detail=f"{reason}; build_index() rebuilds it")
-    return IndexState("ready", used=sql.index_name(table.manifest) in table.explain(connection))
+    detail = "" if found.own else f"{found.name}, which the owner of the table made"
+    return IndexState("ready", used=found.name in table.explain(connection), detail=detail)
 
 
 def build(table: Table, progress: Progress | None, *, concurrently: bool) -> None:
@@ -93,9 +98,13 @@ def build(table: Table, progress: Progress | None, *, concurrently: bool) -> Non
             if index.kind == "ivfflat" and not rows:
                 return
             watch.rows = rows
-            _create(table, connection, index, watch, concurrently=concurrently)
-            connection.execute(SQL("ANALYZE {}").format(table.name))
-        name = sql.index_name(table.manifest)
+            adopted = table.manifest.adopted is not None
+            # others write to a table that is not ours, and when it is analyzed is their business, too
+            _create(table, connection, index, watch, concurrently=concurrently or adopted)
+            if not adopted:
+                connection.execute(SQL("ANALYZE {}").format(table.relation))
+            found = None
+        name = sql.index_name(table.manifest) if found is None else found.name
         if name not in (used := table.explain(connection)):
             raise IndexFailure(
                 f"index {name} is there, but the search of collection {table.manifest.name!r} does not run "
@@ -105,24 +114,44 @@ def build(table: Table, progress: Progress | None, *, concurrently: bool) -> Non
         watch.done(rows)
 
 
+def used(table: Table, connection: Connection) -> str | None:
+    """The name of the valid index that there is for searches, by whomever; None where there is none."""
+    found = None if sql.indexed(table.manifest) is None else _find(table, connection)
+    return found.name if found is not None and found.valid else None
+
+
+def remove(table: Table) -> None:
+    """Drop the index that vecbridge made, while others read and write; nothing where there is none."""
+    with table.pool.own() as connection, _alone(table, connection, _Watch(table, None)):
+        connection.execute(
+            SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(table.place.index(table.manifest))
+        )
+
+
 def _find(table: Table, connection: Connection) -> _Found | None:
-    row = connection.execute(
-        "SELECT i.indisvalid, m.amname, o.opcname, pg_get_indexdef(c.oid, 1, false), c.reloptions "
+    """The index that vecbridge made; else, on an adopted table, the one that searches run on."""
+    own = sql.index_name(table.manifest)
+    used = [] if table.manifest.adopted is None else table.explain(connection)
+    rows = connection.execute(
+        "SELECT c.relname, i.indisvalid, m.amname, o.opcname, pg_get_indexdef(c.oid, 1, false), c.reloptions "
         "FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam "
         "JOIN pg_opclass o ON o.oid = i.indclass[0] "
-        "WHERE i.indrelid = %s::regclass AND c.relname = %s",
-        [table.name.as_string(None), sql.index_name(table.manifest)],
-    ).fetchone()
-    if row is None:
+        "WHERE i.indrelid = %s::regclass AND c.relname = ANY(%s) AND m.amname IN ('hnsw', 'ivfflat')",
+        [table.relation.as_string(None), [own, *used]],
+    ).fetchall()
+    if not rows:
         return None
-    valid, method, opclass, expression, options = row
+    # a valid one before what an interrupted build left
+    name, valid, method, opclass, expression, options = max(rows, key=lambda row: (row[1], row[0] == own))
     pairs = (option.partition("=") for option in options or [])
     numbers = {key: int(value) for key, _, value in pairs if value.isdigit()}
-    return _Found(valid, method, opclass, sql.plain(expression, table.place), numbers)
+    return _Found(name, name == own, valid, method, opclass, sql.plain(expression, table.place), numbers)
 
 
 def _objection(table: Table, index: Index, found: _Found, *, rows: int | None) -> str | None:
-    """Why the index found is not the one that the manifest wants."""
+    """Why the index found is not the one that the manifest wants; others' are as they are."""
+    if not found.own:
+        return None
     wanted = sql.definition(table.manifest, table.place)
     if (found.method, found.opclass, found.expression) != wanted:
         return (
@@ -136,20 +165,21 @@ def _objection(table: Table, index: Index, found: _Found, *, rows: int | None) -
         return None if options == expected else f"it was built with {options}, expected {expected}"
     if rows is None:
         return None
-    lists, expected_lists = found.options.get("lists", 100), _lists(index, rows)
+    lists, expected_lists = found.options.get("lists", 100), lists_of(index, rows)
     # rows come and go; a rebuild pays when the lists have become a different order of magnitude
     if not expected_lists / 2 <= lists <= expected_lists * 2:
         return f"it has {lists} lists, {expected_lists} suit {rows} rows"
     return None
 
 
-def _lists(index: Index, rows: int) -> int:
+def lists_of(index: Index, rows: int) -> int:
+    """The lists that an ivfflat index over so many rows is built with; of no meaning for others."""
     return min(max(index.lists, 1), max(1, rows // 50))
 
 
 def _create(table: Table, connection: Connection, index: Index, watch: _Watch, *, concurrently: bool) -> None:
     statement = sql.create_index(
-        table.manifest, table.place, lists=_lists(index, watch.rows), concurrently=concurrently
+        table.manifest, table.place, lists=lists_of(index, watch.rows), concurrently=concurrently
     )
     cap, workers = _machine(local=table.pool.local, rows=watch.rows)
     memory = _memory(table, index, watch.rows, cap)
@@ -203,7 +233,7 @@ def _memory(table: Table, index: Index, rows: int, cap: int) -> int:
     if index.kind == "hnsw":
         need = sizes.hnsw_memory(rows, index.element, dim, m=index.m)
     else:
-        need = sizes.ivfflat_memory(rows, index.element, dim, lists=_lists(index, rows))
+        need = sizes.ivfflat_memory(rows, index.element, dim, lists=lists_of(index, rows))
     return min(need + need // 10 + 8 * 2**20, cap)
 
 
@@ -278,7 +308,7 @@ class _Watch:
         """Report how far it is now."""
         if self._progress is None:
             return
-        relation = self._table.name.as_string(None)
+        relation = self._table.relation.as_string(None)
 
         def fetch(connection: Connection) -> tuple[int, ...] | None:
             return connection.execute(

@@ -79,7 +79,7 @@ class Checkup:
                 subject,
                 f"user {user} may not {_listed(state.lacking)}",
                 f"{'if it shall' if state.may_read else f'have {state.owner} run'}: "
-                f"GRANT {', '.join(state.lacking)} ON {table.name.as_string(None)} "
+                f"GRANT {', '.join(state.lacking)} ON {table.relation.as_string(None)} "
                 f"TO {sql.quoted(user)};",
             )
         if not state.owned:
@@ -143,7 +143,7 @@ class Checkup:
             found,
             f"call build_index() on the collection, or{who} run\n"
             f"{drop if status == 'invalid' else ''}{create};\n"
-            f"ANALYZE {table.name.as_string(None)};",
+            f"ANALYZE {table.relation.as_string(None)};",
         )
 
     def _unused(self, table: Table) -> Finding:
@@ -157,7 +157,7 @@ class Checkup:
                 f"ALTER ROLE {sql.quoted(server.user)} IN DATABASE {sql.quoted(server.database)} "
                 f"SET enable_indexscan = on;",
             )
-        relation = table.name.as_string(None)
+        relation = table.relation.as_string(None)
         return Finding(
             "broken",
             subject,
@@ -217,7 +217,7 @@ class Checkup:
 
     def _upkeep(self, table: Table, state: State) -> Iterator[Finding]:
         name, limits = table.manifest.name, self.postgres.limits()
-        subject, relation = f"{name}: vacuum", table.name.as_string(None)
+        subject, relation = f"{name}: vacuum", table.relation.as_string(None)
         index = sql.indexed(table.manifest)
         hnsw = index is not None and index.kind == "hnsw"
         reindex = f"REINDEX INDEX CONCURRENTLY {self.place.index(table.manifest).as_string(None)};"

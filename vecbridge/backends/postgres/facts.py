@@ -129,9 +129,6 @@ def server(connection: Connection, place: Place) -> Server:
 
 def state(connection: Connection, place: Place, manifest: Manifest) -> State | None:
     """What there is to know of a collection's table, None where there is none."""
-    values = {
-        "index": sql.index_name(manifest),
-        "schema": place.schema,
-        "table": sql.table_name(manifest),
-    }
+    schema, table = place.names(manifest)
+    values = {"index": sql.index_name(manifest), "schema": schema, "table": table}
     return connection.cursor(row_factory=class_row(State)).execute(_STATE, values).fetchone()

@@ -19,6 +19,7 @@ from psycopg.sql import Literal as Value
 from ...manifest import Manifest
 from ...objections import ROW_BYTES, has_copy, largest_inline
 from ...types import Element, Index, Metric
+from . import borrowed
 
 CATALOGUE = "vecbridge$collections"
 STAGING = "vecbridge$staging"
@@ -37,8 +38,20 @@ class Place:
     home: str
 
     def table(self, manifest: Manifest) -> Identifier:
-        """The table of a collection."""
-        return self.table_of(manifest.name, manifest.generation)
+        """The table that the records of a collection lie in, which may be another's."""
+        return Identifier(*self.names(manifest))
+
+    def names(self, manifest: Manifest) -> tuple[str, str]:
+        """Schema and name of that table."""
+        if manifest.adopted is not None:
+            return manifest.adopted.schema, manifest.adopted.table
+        return self.schema, table_name(manifest)
+
+    def records(self, manifest: Manifest) -> Composable:
+        """What is selected from: id, vectors, digest, document and metadata of each record."""
+        if manifest.adopted is not None:
+            return borrowed.records(manifest.adopted)
+        return self.table(manifest)
 
     def table_of(self, name: str, generation: int) -> Identifier:
         """The table of a collection in one of its generations."""
@@ -46,7 +59,7 @@ class Place:
 
     def index(self, manifest: Manifest) -> Identifier:
         """The search index of a collection."""
-        return Identifier(self.schema, index_name(manifest))
+        return Identifier(self.names(manifest)[0], index_name(manifest))
 
     @property
     def catalogue(self) -> Identifier:
@@ -86,7 +99,9 @@ def table_name(manifest: Manifest) -> str:
 
 
 def index_name(manifest: Manifest) -> str:
-    """The search index of a collection, without its schema."""
+    """The search index of a collection, without its schema: that which vecbridge makes."""
+    if manifest.adopted is not None:
+        return manifest.adopted.index
     return _beside(manifest, "idx")
 
 
@@ -159,11 +174,13 @@ def create_catalogue(place: Place) -> Composed:
 
 
 def create_table(manifest: Manifest, place: Place) -> list[Composed]:
-    """The table of a collection.
+    """The table of a collection; nothing where it is another's.
 
     `id` and `metadata` are STORAGE MAIN: beside an inline vector, PostgreSQL would else move them out of the
     row, where a filter over them took 2.4 times as long (measured). Statistics on vectors serve nobody.
     """
+    if manifest.adopted is not None:
+        return []
     table = place.table(manifest)
     vectors = vector_columns(manifest)
     declared = [
@@ -215,7 +232,8 @@ def _searched(manifest: Manifest, place: Place, index: Index) -> Composable:
         )
     if type == "bit":
         expression = SQL("{}({})").format(Identifier(place.home, "binary_quantize"), expression)
-    if index.shorten or type != column.type:
+    free = manifest.adopted is not None and manifest.adopted.free
+    if index.shorten or type != column.type or free:
         expression = SQL("({}::{})").format(expression, place.type(type, dim))
     return expression
 
@@ -226,7 +244,9 @@ def create_index(
     """The search index; `lists` overrules the layout's where there are too few rows for them."""
     index = indexed(manifest)
     assert index is not None
-    return SQL("CREATE INDEX {}{} ON {} USING {} ({} {}) WITH ({})").format(
+    adopted = manifest.adopted
+    only = None if adopted is None else borrowed.indexed(adopted, manifest.stored_dim, place.home)
+    return SQL("CREATE INDEX {}{} ON {} USING {} ({} {}) WITH ({}){}").format(
         SQL("CONCURRENTLY " if concurrently else ""),
         Identifier(index_name(manifest)),
         place.table(manifest),
@@ -236,6 +256,7 @@ def create_index(
         SQL(", ").join(
             SQL("{} = {}").format(SQL(name), Value(value)) for name, value in options(index, lists).items()
         ),
+        SQL("") if only is None else SQL(" WHERE {}").format(only),
     )
 
 
@@ -281,23 +302,29 @@ def search(
     `candidates`: how many come from the index before they are ordered exactly; None scans exactly.
     `q` is the query as the stored type, `s` as the index's: a parameter of another type would make the server
     cast the column instead, and the index would not be used. "+ 0" keeps the planner from taking a relaxed
-    scan for sorted (PostgreSQL 17 and later), and from using the index where the scan is to be exact.
+    scan for sorted (PostgreSQL 17 and later), and from using the index where the scan is to be exact. Ids of
+    an adopted table may be of another collation.
     """
-    table, column = place.table(manifest), stored(manifest)
+    table, column = place.records(manifest), stored(manifest)
     condition = SQL("") if where is None else SQL(" WHERE {}").format(where)
+    order = SQL('distance, id COLLATE "C"' if manifest.adopted is not None else "distance, id")
     whole = SQL("{}::{}").format(Placeholder("q", format="b"), place.type(column.type))
     exact = _distance(Identifier(column.name), manifest.space.metric, whole, place)
     index = manifest.layout.index
     if candidates is None or index is None:
         return SQL(
-            "SELECT id, document, metadata, ({}) + 0 AS distance FROM {}{} ORDER BY distance, id LIMIT {}"
-        ).format(exact, table, condition, Value(k))
+            "SELECT id, document, metadata, ({}) + 0 AS distance FROM {}{} ORDER BY {} LIMIT {}"
+        ).format(exact, table, condition, order, Value(k))
+    if manifest.adopted is not None and manifest.adopted.free:
+        # as the index says it, or the planner would not know that it may be used
+        same = borrowed.same(SQL("embedding"), column.dim, place.home)
+        condition = SQL(" WHERE {}").format(same if where is None else SQL("{} AND {}").format(same, where))
     asked = SQL("{}::{}").format(Placeholder("s", format="b"), place.type(_TYPES[index.element]))
     near = _distance(_searched(manifest, place, index), _searched_metric(manifest, index), asked, place)
     return SQL(
         "WITH candidates AS MATERIALIZED (SELECT id, {}, document, metadata FROM {}{} ORDER BY {} LIMIT {}) "
-        "SELECT id, document, metadata, ({}) + 0 AS distance FROM candidates ORDER BY distance, id LIMIT {}"
-    ).format(Identifier(column.name), table, condition, near, Value(candidates), exact, Value(k))
+        "SELECT id, document, metadata, ({}) + 0 AS distance FROM candidates ORDER BY {} LIMIT {}"
+    ).format(Identifier(column.name), table, condition, near, Value(candidates), exact, order, Value(k))
 
 
 def settings(index: Index | None, *, candidates: int, filtered: bool, iterative: bool) -> dict[str, str]:
@@ -345,15 +372,22 @@ def probe(
         "* CASE WHEN reltuples > 0 AND relpages > 0 THEN reltuples / relpages ELSE {density} END AS rows "
         "FROM pg_class WHERE oid = {regclass}::regclass) AS size WHERE rows <= {most}) AS plan, "
         "LATERAL (SELECT count(*) AS seen, count(*) FILTER (WHERE {where}) AS matching "
-        "FROM {table} TABLESAMPLE SYSTEM (100 * fraction) REPEATABLE (0)) AS sample"
+        "FROM {sampled}) AS sample"
     ).format(
         sample=Value(float(sample)),
         density=Value(density),
         regclass=Value(place.table(manifest).as_string(None)),
         most=Value(most),
         where=where,
-        table=place.table(manifest),
+        sampled=_sampled(manifest, place),
     )
+
+
+def _sampled(manifest: Manifest, place: Place) -> Composable:
+    spread = SQL(" TABLESAMPLE SYSTEM (100 * fraction) REPEATABLE (0)")
+    if manifest.adopted is not None:
+        return borrowed.records(manifest.adopted, spread)
+    return place.table(manifest) + spread
 
 
 def score(metric: Metric, distance: float) -> float:

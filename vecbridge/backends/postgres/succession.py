@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from psycopg import errors as pg
 from psycopg.sql import SQL, Composed, Identifier
 
-from ...errors import CollectionNotFound, LayoutChanged, StoreError, VecbridgeError
+from ...errors import CollectionNotFound, LayoutChanged, ManifestError, StoreError, VecbridgeError
 from ...manifest import Manifest
 from . import sql
 from .pool import Connection
@@ -73,6 +73,9 @@ def gone(table: Table) -> VecbridgeError:
     manifest = table.manifest
     now = table.pool.run(lambda connection: generation(connection, table.place, manifest.name))
     if now is None or now == manifest.generation:
+        if now is not None and manifest.adopted is not None:
+            table_name = ".".join(table.place.names(manifest))
+            return ManifestError(f"collection {manifest.name!r} has lost its table {table_name}: it is gone")
         return CollectionNotFound(f"collection {manifest.name!r} has been dropped")
     return changed(manifest, now)
 

@@ -47,7 +47,8 @@ class Table:
     """A collection in a table `vecbridge_NAME`, or `vecbridge_NAME$GENERATION` once it was laid out anew.
 
     `iterative`: this server's index scans can go on until enough rows match (pgvector 0.8). `number`: the
-    server's own of a table that is no collection yet, None for any other.
+    server's own of a table that is no collection yet, None for any other. `name`: what records are selected
+    from, which is more than the name of `relation` where that is another's.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Table:
     ) -> None:
         self.pool = pool
         self.place = place
-        self.name = place.table(manifest)
+        self.name = place.records(manifest)
+        self.relation = place.table(manifest)
         self.number = number
         self._manifest = manifest
         self._iterative = iterative
@@ -155,7 +157,7 @@ class Table:
             else short
         )
 
-    def _copy(self, connection: Connection, table: Identifier, blocks: Iterable[memoryview]) -> None:
+    def _copy(self, connection: Connection, table: Composable, blocks: Iterable[memoryview]) -> None:
         names = SQL(", ").join(map(Identifier, sql.columns(self._manifest)))
         statement = SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(table, names)
         with connection.cursor() as cursor, cursor.copy(statement) as stream:
@@ -181,9 +183,13 @@ class Table:
 
     def read(self, ids: Sequence[str]) -> Batch:
         """The records of these ids in the order given; ids that are not there are left out."""
-        found = self._records(SQL("WHERE id = ANY(%b)"), [list(ids)])
+        found = self._records(*self._named(ids))
         rows = {row[0]: row for row in found}
         return reading.batch(self, [rows[id] for id in ids if id in rows])
+
+    def _named(self, ids: Sequence[str]) -> tuple[Composable, Any]:
+        """The condition for the records of these ids, and its parameters."""
+        return SQL("WHERE id = ANY(%b)"), [list(ids)]
 
     def sample(self, n: int, *, seed: int) -> Batch:
         """Up to `n` records in an order that depends on ids and seed alone."""
@@ -404,7 +410,7 @@ class Table:
     def searched(self, layout: Layout) -> Table:
         """The same records, for searching with other widths."""
         manifest = replace(self._manifest, layout=layout)
-        return Table(self.pool, self.place, manifest, iterative=self._iterative, number=self.number)
+        return type(self)(self.pool, self.place, manifest, iterative=self._iterative, number=self.number)
 
     def keep(self, manifest: Manifest) -> None:
         """Replace what the collection says of itself, for its generation only."""
@@ -438,7 +444,7 @@ class Table:
         index = self.place.index(self._manifest).as_string(None)
 
         def fetch(connection: Connection) -> Sizes:
-            row = connection.execute(statement, [index, self.name.as_string(None)]).fetchone()
+            row = connection.execute(statement, [index, self.relation.as_string(None)]).fetchone()
             assert row is not None
             return Sizes(int(row[0]), int(row[1]))
 
