@@ -1,4 +1,4 @@
-"""Tables of other libraries, adopted as collections where they lie: real ones, as those libraries made them."""
+"""Tables of other libraries, adopted as collections where they lie: as those libraries made them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from psycopg import sql
 
 import vecbridge
 from vecbridge import Layout
+from vecbridge.backends.postgres.adoption import AdoptedTable
 from vecbridge.errors import (
     CollectionExists,
     CollectionNotFound,
@@ -29,7 +30,7 @@ from vecbridge.errors import (
     StoreError,
 )
 from vecbridge.manifest import Manifest
-from vecbridge.types import Index
+from vecbridge.types import Index, IndexState
 
 if TYPE_CHECKING:
     from vecbridge.types import Floats
@@ -183,3 +184,329 @@ def in_full(found: vecbridge.Adoption, **index: Any) -> vecbridge.Adoption:
         oversample=2,
     )
     return replace(found, manifest=replace(found.manifest, layout=layout))
+
+
+def numbers(n: int, dim: int, *, seed: int = 0) -> Floats:
+    """Clustered vectors, as embeddings are."""
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(20, dim))
+    return (centres[generator.integers(20, size=n)] + generator.normal(size=(n, dim)) * 0.5).astype(np.float32)
+
+
+def fill_langchain(url: str, vectors: Floats, part: str = "tides") -> None:
+    """Rows as LangChain's PGVector inserts them."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        [(key,)] = connection.execute(
+            "SELECT uuid FROM langchain_pg_collection WHERE name = %s", [part]
+        ).fetchall()
+        connection.execute("DELETE FROM langchain_pg_embedding WHERE collection_id = %s", [key])
+        with connection.cursor().copy(
+            "COPY langchain_pg_embedding (id, collection_id, embedding, document, cmetadata) FROM STDIN"
+        ) as stream:
+            for row, vector in enumerate(vectors.tolist()):
+                stream.write_row((f"row-{row:05}", key, str(vector), f"text {row}", f'{{"n": {row}}}'))
+
+
+@pytest.fixture
+def plain(pg18: str, fresh: Fresh) -> str:
+    """URL of an empty database with pgvector."""
+    return fresh(pg18, extension=True)
+
+
+def test_a_langchain_table_of_3584_dimensions_end_to_end(pg: str) -> None:
+    load(pg, "langchain v1")
+    vectors = numbers(700, 3584)
+    fill_langchain(pg, vectors)
+    theirs = (
+        "SELECT id FROM langchain_pg_embedding WHERE collection_id = (SELECT uuid FROM langchain_pg_collection "
+        f"WHERE name = 'tides') ORDER BY embedding <=> '{vectors[5].tolist()}' LIMIT 5"
+    )
+    before = fetch(pg, theirs)
+    with vecbridge.connect(pg) as store:
+        found = store.adoption("langchain_pg_embedding", part="tides", latency=0.0005, recall=0.9)
+        index = found.manifest.layout.index
+        assert index is not None
+        assert (index.kind, index.element) == ("hnsw", "float16")
+        assert "halfvec(3584)) public.halfvec_cosine_ops" in found.statements[-1].replace('"', "")
+        assert "collection_id" in found.statements[-1].partition("WHERE")[2]
+        [about] = [note for note in found.notes if "owner's own queries" in note]
+        assert "declares no dimensions, so that no index at all can serve them" in about
+        collection = store.adopt(found)
+        tuning = collection.build_index()
+        assert tuning is not None
+        assert tuning.tuned.met
+        assert collection.index_state() == IndexState("ready", used=True)
+        report = collection.evaluate(k=10)
+        assert report.recall >= 0.9
+        assert store.open("tides").manifest.tuned == collection.manifest.tuned
+        hits = collection.search(vectors[5], k=5)
+        assert [(hit.id,) for hit in hits] == before
+        assert hits[0].metadata == {"n": 5}
+        assert collection.sizes().index > 0
+    assert fetch(pg, theirs) == before
+
+
+def test_what_the_owner_writes_goes_on_and_is_seen_by_the_next_search(pg: str) -> None:
+    load(pg, "langchain v1")
+    fill_langchain(pg, numbers(50, 8))
+    with vecbridge.connect(pg) as store:
+        collection = store.adopt(in_full(store.adoption("langchain_pg_embedding", part="tides")))
+        collection.build_index()
+        query = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+
+        def first() -> str | None:
+            hits = collection.search(query, k=1)
+            return hits[0].id if hits else None
+
+        insert = (
+            "INSERT INTO langchain_pg_embedding (id, collection_id, embedding, document, cmetadata) VALUES "
+            "('{}', '000000c0-0000-4000-8000-00000000000{}', '{}', 'x', '{{}}') ON CONFLICT (id) DO UPDATE SET "
+            "embedding = EXCLUDED.embedding"
+        )
+        execute(pg, insert.format("mine", 0, query))
+        assert first() == "mine"
+        # another model's vectors in another collection, and even in this one: no index of ours refuses them
+        execute(pg, insert.format("theirs", 1, query[:6]), insert.format("odd", 0, query[:3]))
+        assert first() == "mine"
+        execute(pg, "DELETE FROM langchain_pg_embedding WHERE id IN ('odd', 'theirs')")
+        execute(pg, "UPDATE langchain_pg_embedding SET id = 'renamed', document = 'y' WHERE id = 'mine'")
+        assert first() == "renamed"
+        assert collection.count() == 51
+        execute(pg, "DELETE FROM langchain_pg_embedding WHERE id = 'renamed'")
+        assert first() not in (None, "mine", "renamed")
+        execute(pg, "TRUNCATE langchain_pg_embedding")
+        assert (first(), collection.count()) == (None, 0)
+        assert collection.index_state().status == "ready"
+
+
+def test_the_owner_may_alter_and_drop_his_table(pg: str) -> None:
+    load(pg, "langchain v2")
+    with vecbridge.connect(pg) as store:
+        found = store.adoption("notes")
+        collection = store.adopt(found)
+        collection.build_index()
+        execute(pg, "ALTER TABLE notes ADD COLUMN more text, ALTER COLUMN content TYPE varchar(500)")
+        assert collection.count() == store.open("notes").count() == 5
+        execute(pg, "ALTER TABLE notes DROP COLUMN kind")
+        with pytest.raises(ManifestError, match=r"notes in .* column kind is missing; drop the collection"):
+            store.open("notes")
+        execute(pg, "DROP TABLE notes")
+        with pytest.raises(ManifestError, match=r"'notes' has lost its table public.notes"):
+            collection.count()
+        with pytest.raises(ManifestError, match=r"'notes' in .* has lost its table public.notes"):
+            store.open("notes")
+        store.drop("notes")
+        assert store.collections() == []
+
+
+def test_columns_beside_the_json_are_fields_of_the_metadata(pg: str) -> None:
+    load(pg, "langchain v2")
+    execute(
+        pg,
+        "UPDATE notes SET langchain_metadata = '{\"n\": 99, \"page\": 1, \"deep\": [1, 2]}' WHERE n = 3",
+        "UPDATE notes SET langchain_metadata = 'null' WHERE n = 2",
+        "UPDATE notes SET langchain_metadata = NULL, kind = NULL WHERE n = 1",
+    )
+    with vecbridge.connect(pg) as store:
+        collection = store.adopt(store.adoption("notes"))
+        ids = [f"0000000{n}-0000-4000-8000-000000000000" for n in (4, 3, 2)]
+        assert list(collection.get(ids).metadata) == [
+            {"kind": "sea", "n": 3, "page": 1, "deep": [1, 2]},
+            {"kind": "sky", "n": 2},
+            {"kind": None, "n": 1},
+        ]
+        query = np.ones(8)
+        for where, expected in (
+            ({"n": {"$gte": 3}}, {3, 4}),
+            ({"kind": "sea"}, {3, 4}),
+            ({"page": {"$exists": False}}, {1, 2}),
+            ({"deep": 2}, {3}),
+        ):
+            for exact in (True, False):
+                hits = collection.search(query, where=where, exact=exact)
+                assert {hit.metadata["n"] for hit in hits} == expected
+            assert collection.count(where=where) == len(expected)
+
+
+def test_a_filtered_search_of_a_larger_table_is_that_of_numpy(pg: str) -> None:
+    load(pg, "langchain v1")
+    vectors = numbers(3_000, 16)
+    fill_langchain(pg, vectors)
+    with vecbridge.connect(pg) as store:
+        collection = store.adopt(in_full(store.adoption("langchain_pg_embedding", part="tides")))
+        collection.build_index()
+        for most in (5, 40, 2_500):
+            where = {"n": {"$lt": most}}
+            ids = [f"row-{row:05}" for row in range(most)]
+            for query in vectors[:3]:
+                expected = nearest(ids, vectors[:most], query, "cosine", 5)
+                hits = collection.search(query, k=5, where=where, exact=True)
+                assert [hit.id for hit in hits] == [id for id, _ in expected]
+                found = {hit.id for hit in collection.search(query, k=5, where=where)}
+                assert len(found) == 5
+                assert len(found & {id for id, _ in expected}) >= 4
+        state = store.open("tides").evaluate(k=5, where={"n": {"$lt": 40}})
+        assert state.recall >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("type", "write"),
+    [("uuid", "'00000000-0000-4000-8000-{:012d}'"), ("bigint", "{} - 2000"), ("varchar(40)", "'id {}'")],
+)
+def test_ids_of_any_type_are_looked_up_by_the_primary_key(plain: str, type: str, write: str) -> None:
+    vectors = numbers(6_000, 4)
+    execute(plain, f"CREATE TABLE notes (key {type} PRIMARY KEY, body text, v vector(4))")
+    with psycopg.connect(plain, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.executemany(
+            f"INSERT INTO notes VALUES ({{}}, 'text', %s::vector)".format("%s").encode(),
+            [
+                [write.format(row).strip("'") if "'" in write else row - 2000, str(vector)]
+                for row, vector in enumerate(vectors.tolist())
+            ],
+        )
+        cursor.execute("ANALYZE notes")
+    with vecbridge.connect(plain) as store:
+        collection = store.adopt(store.adoption("notes", metric="l2"))
+        known = [id for (id,) in fetch(plain, "SELECT key::text FROM notes ORDER BY key")]
+        parts = [[id for id, _ in part] for part in collection.inventory()]
+        assert len(parts) > 1
+        assert sorted(id for part in parts for id in part) == sorted(known)
+        strange = ["nothing", "", "٣", "-0", "1e3", "9" * 30, known[0].upper() + " ", "'"]
+        asked = [known[7], *(one for one in strange if one), known[3]]
+        assert list(collection.get(asked).ids) == [known[7], known[3]]
+        table = collection._table
+        assert isinstance(table, AdoptedTable)
+        with psycopg.connect(plain) as connection:
+            condition, values = table._named([known[7], known[3]])
+            query = sql.SQL("EXPLAIN SELECT id, embedding FROM {} ").format(table.name) + condition
+            plan = "\n".join(row[0] for row in connection.execute(query, values).fetchall())
+        assert "notes_pkey" in plan, plan
+        everything = numbers(6_000, 4)
+        query_vector = np.round(everything[11], 3)
+        hits = collection.search(query_vector, k=3)
+        assert [hit.document for hit in hits] == ["text"] * 3
+
+
+def test_equal_scores_come_in_the_order_of_code_points(plain: str) -> None:
+    ids = ["b", "B", "a", "Ä", "_", "10", "9", "é", "z"]
+    execute(plain, 'CREATE TABLE notes (id text COLLATE "pg_c_utf8" PRIMARY KEY, v vector(2))')
+    for id in ids:
+        execute(plain, f"INSERT INTO notes VALUES ('{id}', '[1, 0]')")
+    with vecbridge.connect(plain) as store:
+        collection = store.adopt(store.adoption("notes", metric="ip"))
+        assert [hit.id for hit in collection.search([1, 0], exact=True)] == sorted(ids)
+        # no collation that orders otherwise is sure to be here
+        assert 'distance, id COLLATE "C" LIMIT' in collection._table._statement(3, None)  # type: ignore[attr-defined]  # of PostgreSQL
+        assert {id for part in collection.inventory() for id, _ in part} == set(ids)
+
+
+def test_writing_is_refused_and_says_whose_table_it_is(pg: str) -> None:
+    load(pg, "haystack")
+    before = snapshot(pg, "haystack_documents")
+    with vecbridge.connect(pg) as store:
+        collection = store.adopt(store.adoption("haystack_documents", name="papers"))
+        words = r"'papers' is the table public.haystack_documents, which is Haystack's.*vecbridge copy"
+        with pytest.raises(Forbidden, match=words):
+            collection.upsert(["a"], np.ones((1, 8)))
+        with pytest.raises(Forbidden, match=words):
+            collection.delete(["bare"])
+        with pytest.raises(Forbidden, match=words):
+            collection.delete(where={"kind": "sea"})
+        with pytest.raises(Forbidden, match=words):
+            collection.replan(layout=Layout(inline=True))
+        assert collection.digests(["bare"]) == {}
+        assert collection.proposal(rows=10).layout.inline is False
+    assert snapshot(pg, "haystack_documents") == before
+
+
+def relations(url: str) -> set[str]:
+    return {name for (name,) in fetch(url, "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r','i','v')")}
+
+
+@pytest.mark.parametrize("kind", ["langchain v1", "mastra"])
+def test_a_dry_run_changes_nothing_and_its_statements_do_all_of_it(pg: str, kind: str) -> None:
+    load(pg, kind)
+    table, options, *_ = TABLES[kind]
+    if kind == "langchain v1":
+        fill_langchain(pg, numbers(300, 8))
+    before = relations(pg)
+    with vecbridge.connect(pg) as store:
+        found = store.adoption(table, **options, latency=1e-9)
+        assert relations(pg) == before
+        assert store.collections() == []
+    execute(pg, *found.statements)
+    with vecbridge.connect(pg) as store:
+        collection = store.open(found.manifest.name)
+        state = collection.index_state()
+        assert (state.status, state.used) == ("ready", True)
+        made = relations(pg)
+        collection.build_index()
+        assert relations(pg) == made
+        assert collection.manifest == found.manifest
+    own = {name for name in made - before if name.endswith('$idx"')}
+    assert bool(own) == (kind == "langchain v1")
+
+
+def test_an_index_of_the_owners_that_serves_is_used_and_never_touched(pg: str) -> None:
+    load(pg, "mastra")
+    with vecbridge.connect(pg) as store:
+        found = store.adoption("notes", part="default")
+        index = found.manifest.layout.index
+        assert index is not None
+        assert (index.kind, index.m, index.ef_construction) == ("hnsw", 8, 32)
+        assert "Searches run on notes_vector_idx, which the owner made, and no other is built." in found.notes[-1]
+        collection = store.adopt(found)
+        collection.build_index()
+        state = collection.index_state()
+        assert (state.status, state.used) == ("ready", True)
+        assert state.detail == "notes_vector_idx, which the owner of the table made"
+        assert collection.sizes().index > 0
+        execute(pg, "DROP INDEX notes_vector_idx")
+        assert collection.index_state().status == "missing"
+        collection.build_index()
+        assert collection.index_state().detail == ""
+        store.drop("notes")
+    assert not any("vecbridge_" in name for name in relations(pg))
+
+
+def test_the_recipes_for_indexes_on_columns_without_dimensions_are_recognised(pg: str) -> None:
+    load(pg, "langchain v1")
+    fill_langchain(pg, numbers(100, 64))
+    recipes = {
+        "((embedding::vector(64)) vector_cosine_ops)": "float32",
+        "((embedding::halfvec(64)) halfvec_cosine_ops)": "float16",
+        "((binary_quantize(embedding)::bit(64)) bit_hamming_ops)": "bit",
+    }
+    for recipe, element in recipes.items():
+        execute(
+            pg,
+            f"CREATE INDEX theirs ON langchain_pg_embedding USING hnsw {recipe} "
+            "WHERE collection_id = '000000c0-0000-4000-8000-000000000000'",
+        )
+        with vecbridge.connect(pg) as store:
+            options = {} if element != "bit" else {"metric": "cosine"}
+            found = store.adoption("langchain_pg_embedding", part="tides", **options)
+            index = found.manifest.layout.index
+            assert index is not None
+            assert (index.kind, index.element) == ("hnsw", element)
+            assert "theirs, which the owner made" in found.notes[-1]
+        execute(pg, "DROP INDEX theirs")
+
+
+def test_where_the_column_has_dimensions_the_index_serves_the_owner_too(pg: str) -> None:
+    load(pg, "langchain v2")
+    execute(pg, "DROP INDEX notes_hnsw")
+    with vecbridge.connect(pg) as store:
+        found = store.adoption("notes", latency=1e-9)
+        index = found.manifest.layout.index
+        assert index is not None
+        assert index.element == "float32"
+        assert "and the owner's own queries" in found.notes[-1]
+        collection = store.adopt(found)
+        collection.build_index()
+    with psycopg.connect(pg) as connection:
+        connection.execute("SET enable_seqscan = off")
+        plan = connection.execute(
+            "EXPLAIN SELECT * FROM notes ORDER BY embedding <=> '[1,2,3,4,5,6,7,8]' LIMIT 3"
+        ).fetchall()
+    assert any("vecbridge_notes$idx" in row[0] for row in plan)

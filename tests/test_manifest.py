@@ -82,7 +82,7 @@ def _damaged() -> list[str]:
     damaged += [
         json.dumps({key: value for key, value in whole.items() if key != gone})
         for gone in whole
-        if gone not in ("filterable", "chunking", "recall", "tuned", "generation", "copy_of")
+        if gone not in ("filterable", "chunking", "recall", "tuned", "generation", "copy_of", "adopted")
     ]
     cut = whole["chunking"]
     damaged += [json.dumps({**whole, "chunking": {**cut, **wrong}}) for wrong in BAD_CHUNKING]
@@ -92,7 +92,7 @@ def _damaged() -> list[str]:
     damaged += [json.dumps({**whole, "recall": value}) for value in (0, 1.5, "0.9", True, [])]
     damaged += [json.dumps({**whole, "generation": value}) for value in (-1, 0.5, "1", None, True)]
     damaged += [json.dumps({**whole, "copy_of": value}) for value in (7, True, ["flat:a b"], {})]
-    for key in ("space", "layout", "reduction", "filterable", "chunking", "tuned"):
+    for key in ("space", "layout", "reduction", "filterable", "chunking", "tuned", "adopted"):
         wrong = [7, "text", []] if key == "filterable" else [7, "text", [], {}, {"dim": 3, "new": 1}]
         damaged += [json.dumps({**whole, key: value}) for value in wrong]
     return damaged

@@ -120,6 +120,12 @@ class Adopted:
     index: str = ""
     maker: str = ""
 
+    def __post_init__(self) -> None:
+        texts = (self.schema, self.table, self.id, self.id_type, self.embedding, self.index, self.maker)
+        perhaps = (self.document, self.metadata, self.part, self.key)
+        if not all(isinstance(one, str) for one in (*texts, *self.fields, *filter(None, perhaps))):
+            raise ValueError("expected the names of table and columns as text")
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that is read."""

@@ -60,7 +60,7 @@ def adopt(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Search a table that LangChain, LlamaIndex, Haystack, Mastra, vecs or others made, without copying it."""
+    """Search a table that LangChain, LlamaIndex, Haystack, Mastra, vecs or others made, uncopied."""
     from ..store import connect
     from . import progress
 

@@ -373,7 +373,7 @@ class _Look:
         found = self._ask(query)
         if not found:
             raise InputError(
-                f"{self.shown}.{column.column} declares no dimensions, and no vector is there yet to tell them"
+                f"{self.shown}.{column.column} declares no dimensions, and there is no vector to tell them"
             )
         if len(found) > 1:
             each = ", ".join(f"{dim:,} ({rows:,} rows)" for dim, rows in found[:5])
