@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psycopg
 import pytest
+from commands import Ran, Run
 from conftest import Fresh
 from psycopg import sql
 
 import vecbridge
-from vecbridge import Layout
+from vecbridge import Layout, cli
 from vecbridge.backends.postgres.adoption import AdoptedTable
 from vecbridge.errors import (
     CollectionExists,
-    CollectionNotFound,
     Forbidden,
     InputError,
     ManifestError,
-    StoreError,
 )
 from vecbridge.manifest import Manifest
 from vecbridge.types import Index, IndexState
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from vecbridge.types import Floats
 
 DUMPS = Path(__file__).parent / "data" / "foreign"
+DOCS = Path(__file__).parent.parent / "docs"
 
 # dump, table, which part of it; id, vector and document as SQL, and the condition for the rows that are meant
 TABLES: dict[str, tuple[str, dict[str, Any], str, str, str, str]] = {
@@ -190,7 +190,9 @@ def numbers(n: int, dim: int, *, seed: int = 0) -> Floats:
     """Clustered vectors, as embeddings are."""
     generator = np.random.default_rng(seed)
     centres = generator.normal(size=(20, dim))
-    return (centres[generator.integers(20, size=n)] + generator.normal(size=(n, dim)) * 0.5).astype(np.float32)
+    return (centres[generator.integers(20, size=n)] + generator.normal(size=(n, dim)) * 0.5).astype(
+        np.float32
+    )
 
 
 def fill_langchain(url: str, vectors: Floats, part: str = "tides") -> None:
@@ -218,12 +220,13 @@ def test_a_langchain_table_of_3584_dimensions_end_to_end(pg: str) -> None:
     vectors = numbers(700, 3584)
     fill_langchain(pg, vectors)
     theirs = (
-        "SELECT id FROM langchain_pg_embedding WHERE collection_id = (SELECT uuid FROM langchain_pg_collection "
-        f"WHERE name = 'tides') ORDER BY embedding <=> '{vectors[5].tolist()}' LIMIT 5"
+        "SELECT id FROM langchain_pg_embedding WHERE collection_id = "
+        "(SELECT uuid FROM langchain_pg_collection WHERE name = 'tides') "
+        f"ORDER BY embedding <=> '{vectors[5].tolist()}' LIMIT 5"
     )
     before = fetch(pg, theirs)
     with vecbridge.connect(pg) as store:
-        found = store.adoption("langchain_pg_embedding", part="tides", latency=0.0005, recall=0.9)
+        found = store.adoption("langchain_pg_embedding", part="tides", latency=0.0005)
         index = found.manifest.layout.index
         assert index is not None
         assert (index.kind, index.element) == ("hnsw", "float16")
@@ -232,13 +235,11 @@ def test_a_langchain_table_of_3584_dimensions_end_to_end(pg: str) -> None:
         [about] = [note for note in found.notes if "owner's own queries" in note]
         assert "declares no dimensions, so that no index at all can serve them" in about
         collection = store.adopt(found)
-        tuning = collection.build_index()
-        assert tuning is not None
-        assert tuning.tuned.met
+        collection.build_index()
         assert collection.index_state() == IndexState("ready", used=True)
-        report = collection.evaluate(k=10)
+        report = collection.evaluate(k=10, sample=20)
         assert report.recall >= 0.9
-        assert store.open("tides").manifest.tuned == collection.manifest.tuned
+        assert report.index.used
         hits = collection.search(vectors[5], k=5)
         assert [(hit.id,) for hit in hits] == before
         assert hits[0].metadata == {"n": 5}
@@ -260,8 +261,8 @@ def test_what_the_owner_writes_goes_on_and_is_seen_by_the_next_search(pg: str) -
 
         insert = (
             "INSERT INTO langchain_pg_embedding (id, collection_id, embedding, document, cmetadata) VALUES "
-            "('{}', '000000c0-0000-4000-8000-00000000000{}', '{}', 'x', '{{}}') ON CONFLICT (id) DO UPDATE SET "
-            "embedding = EXCLUDED.embedding"
+            "('{}', '000000c0-0000-4000-8000-00000000000{}', '{}', 'x', '{{}}') ON CONFLICT (id) "
+            "DO UPDATE SET embedding = EXCLUDED.embedding"
         )
         execute(pg, insert.format("mine", 0, query))
         assert first() == "mine"
@@ -303,7 +304,7 @@ def test_columns_beside_the_json_are_fields_of_the_metadata(pg: str) -> None:
     load(pg, "langchain v2")
     execute(
         pg,
-        "UPDATE notes SET langchain_metadata = '{\"n\": 99, \"page\": 1, \"deep\": [1, 2]}' WHERE n = 3",
+        'UPDATE notes SET langchain_metadata = \'{"n": 99, "page": 1, "deep": [1, 2]}\' WHERE n = 3',
         "UPDATE notes SET langchain_metadata = 'null' WHERE n = 2",
         "UPDATE notes SET langchain_metadata = NULL, kind = NULL WHERE n = 1",
     )
@@ -358,7 +359,7 @@ def test_ids_of_any_type_are_looked_up_by_the_primary_key(plain: str, type: str,
     execute(plain, f"CREATE TABLE notes (key {type} PRIMARY KEY, body text, v vector(4))")
     with psycopg.connect(plain, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.executemany(
-            f"INSERT INTO notes VALUES ({{}}, 'text', %s::vector)".format("%s").encode(),
+            b"INSERT INTO notes VALUES (%s, 'text', %s::vector)",
             [
                 [write.format(row).strip("'") if "'" in write else row - 2000, str(vector)]
                 for row, vector in enumerate(vectors.tolist())
@@ -420,7 +421,10 @@ def test_writing_is_refused_and_says_whose_table_it_is(pg: str) -> None:
 
 
 def relations(url: str) -> set[str]:
-    return {name for (name,) in fetch(url, "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r','i','v')")}
+    return {
+        name
+        for (name,) in fetch(url, "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r','i','v')")
+    }
 
 
 @pytest.mark.parametrize("kind", ["langchain v1", "mastra"])
@@ -454,7 +458,10 @@ def test_an_index_of_the_owners_that_serves_is_used_and_never_touched(pg: str) -
         index = found.manifest.layout.index
         assert index is not None
         assert (index.kind, index.m, index.ef_construction) == ("hnsw", 8, 32)
-        assert "Searches run on notes_vector_idx, which the owner made, and no other is built." in found.notes[-1]
+        assert (
+            "Searches run on notes_vector_idx, which the owner made, and no other is built."
+            in found.notes[-1]
+        )
         collection = store.adopt(found)
         collection.build_index()
         state = collection.index_state()
@@ -510,3 +517,328 @@ def test_where_the_column_has_dimensions_the_index_serves_the_owner_too(pg: str)
             "EXPLAIN SELECT * FROM notes ORDER BY embedding <=> '[1,2,3,4,5,6,7,8]' LIMIT 3"
         ).fetchall()
     assert any("vecbridge_notes$idx" in row[0] for row in plan)
+
+
+def test_with_a_recall_the_index_is_planned_on_the_vectors_and_tuned(plain: str) -> None:
+    vectors = numbers(600, 24)
+    execute(plain, "CREATE TABLE notes (id bigserial PRIMARY KEY, text text, v vector(24) NOT NULL)")
+    with psycopg.connect(plain, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.executemany(
+            b"INSERT INTO notes (text, v) VALUES (%s, %s::vector)",
+            [[f"text {row}", str(vector)] for row, vector in enumerate(vectors.tolist())],
+        )
+    with vecbridge.connect(plain) as store:
+        found = store.adoption("notes", metric="l2", recall=0.95, latency=1e-6)
+        assert found.plan is not None
+        assert found.plan.evidence is not None
+        assert found.manifest.layout.index is not None
+        collection = store.adopt(found)
+        tuning = collection.build_index()
+        assert tuning is not None
+        assert tuning.tuned.met
+        assert store.open("notes").manifest.tuned == tuning.tuned == collection.manifest.tuned
+        assert collection.build_index() is None
+
+
+def refused(url: str, table: str, **options: Any) -> str:
+    """What is said instead of adopting; nothing has changed then."""
+    before = relations(url)
+    with vecbridge.connect(url) as store, pytest.raises((InputError, CollectionExists), match=" ") as caught:
+        store.adoption(table, **options)
+    assert relations(url) == before
+    return str(caught.value)
+
+
+def test_what_cannot_be_adopted_is_refused_before_anything_is_changed(pg: str) -> None:
+    load(pg, "langchain v1")
+    table = "langchain_pg_embedding"
+    assert "there is no table nothing; there are vectors in public.langchain_pg_embedding" in refused(
+        pg, "nothing"
+    )
+    assert "no column of vectors" in refused(pg, "langchain_pg_collection")
+    assert "several collections (tides, birds); say which: --part" in refused(pg, table)
+    assert "no collection 'fish'; there are tides, birds" in refused(pg, table, part="fish")
+    assert "no column 'x'" in refused(pg, table, part="tides", id="x")
+    assert "no column 'document' of vectors" in refused(pg, table, embedding="document")
+    assert "'two words'" in refused(pg, table, part="tides", name="two words")
+    assert "2 rows of" in refused(pg, table, part="tides", id="collection_id")
+    assert "got 'dot'" in refused(pg, table, part="tides", metric="dot")
+    execute(pg, "UPDATE langchain_pg_embedding SET embedding = '[1,2,3]' WHERE document = 'rain on slate'")
+    assert "has some of 8 (2 rows), 3 (1 rows) dimensions" in refused(pg, table, part="tides")
+    execute(pg, "DELETE FROM langchain_pg_embedding WHERE collection_id::text LIKE '%0'")
+    assert "declares no dimensions, and there is no vector" in refused(pg, table, part="tides")
+    execute(pg, "TRUNCATE langchain_pg_embedding, langchain_pg_collection")
+    assert "is empty" in refused(pg, table)
+
+
+def test_what_a_plain_table_does_not_tell_is_asked_for(plain: str) -> None:
+    execute(
+        plain,
+        "CREATE TABLE one (a int, b int, v vector(3), w vector(3), name text, note text, extra jsonb)",
+        "CREATE TABLE signs (id int PRIMARY KEY, v bit(128))",
+        'CREATE TABLE odd (id int PRIMARY KEY, "a%b" text, v vector(3))',
+        "CREATE SCHEMA other",
+        "CREATE TABLE other.one (id int PRIMARY KEY, v vector(3))",
+        "INSERT INTO one VALUES (1, 1, '[1,2,3]', '[3,2,1]', 'x', 'y', '{\"z\": 1}')",
+        "INSERT INTO one VALUES (2, NULL, '[1,2,4]', '[4,2,1]', 'x', 'y', '[1]')",
+        'CREATE TABLE other."vecbridge_taken$idx" (id int)',
+    )
+    assert "may be other.one or public.one; name the schema, too" in refused(plain, "one")
+    one = "public.one"
+    assert "several columns of vectors (v, w); say which: --embedding" in refused(plain, one)
+    assert "say which are what: --id, --embedding, --document, --metadata" in refused(
+        plain, one, embedding="v"
+    )
+    assert "there is no index to tell; say --metric" in refused(plain, one, embedding="v", id="a")
+    assert "1 rows of public.one have no b" in refused(plain, one, embedding="v", id="b", metric="ip")
+    assert "have a name that another one has, too" in refused(
+        plain, one, embedding="v", id="name", metric="ip"
+    )
+    assert "leave --part" in refused(plain, one, embedding="v", id="a", part="x")
+    assert "holds bits" in refused(plain, "signs")
+    assert "has a % in it" in refused(plain, "odd", metric="ip", document="a%b")
+    assert "has vecbridge_taken$idx already" in refused(plain, "other.one", metric="ip", name="taken")
+    with vecbridge.connect(plain) as store:
+        found = store.adoption(
+            one, embedding="w", id="a", document="note", metadata=["extra", "name"], metric="ip", name="ones"
+        )
+        collection = store.adopt(found)
+        batch = collection.get(["2", "1"])
+        assert list(batch.metadata) == [{"name": "x"}, {"name": "x", "z": 1}]
+        assert list(batch.documents) == ["y", "y"]
+        assert [hit.id for hit in collection.search([1, 0, 0])] == ["2", "1"]
+        assert any("nothing keeps a unique" in note for note in found.notes)
+        assert any("not read: b, v" in note for note in found.notes)
+    assert "'ones' is in" in refused(plain, one, embedding="v", id="a", metric="ip", name="ones")
+    with vecbridge.connect(plain) as store, pytest.raises(CollectionExists, match="'ones' is in"):
+        store.adopt(found)
+
+
+def test_only_a_database_has_tables_to_adopt(tmp_path: Path, pg: str) -> None:
+    load(pg, "vecs")
+    with (
+        vecbridge.connect(f"flat:{tmp_path}") as store,
+        pytest.raises(InputError, match="expected a PostgreSQL database"),
+    ):
+        store.adoption("docs")
+    with vecbridge.connect(f"flat:{tmp_path}", pg) as store:
+        found = store.adoption("docs")
+        with vecbridge.connect(f"flat:{tmp_path}") as other:
+            with pytest.raises(InputError, match="expected an adoption in this store"):
+                other.adopt(found)
+            other.create("docs", dim=3)
+        with pytest.raises(CollectionExists, match="'docs' is in flat:"):
+            store.adoption("docs")
+        assert store.adopt(store.adoption("docs", name="mine")).url == store.urls[1]
+
+
+def as_user(url: str, name: str) -> str:
+    """The URL for another user, who may log in without a password."""
+    return url.replace("postgres@", f"{name}@", 1)
+
+
+def test_who_may_not_read_or_index_the_table_is_told(pg: str) -> None:
+    load(pg, "langchain v2")
+    user = f"reader_{os.getpid()}"
+    execute(
+        pg,
+        f"CREATE ROLE {user} LOGIN",
+        f"GRANT CREATE, USAGE ON SCHEMA public TO {user}",
+        "DROP INDEX notes_hnsw",
+    )
+    try:
+        with vecbridge.connect(as_user(pg, user)) as store:
+            with pytest.raises(
+                Forbidden, match=r"may not read public\.notes; have postgres run GRANT SELECT"
+            ):
+                store.adoption("notes")
+            execute(pg, f"GRANT SELECT ON notes TO {user}")
+            with pytest.raises(
+                Forbidden, match=r"only postgres, who owns public\.notes, may build an index on it"
+            ):
+                store.adoption("notes", latency=1e-9)
+            found = store.adoption("notes", latency=1e-9, build_index=False)
+            assert found.manifest.layout == Layout()
+            collection = store.adopt(found)
+            assert len(collection.search(np.ones(8), k=3)) == 3
+            execute(pg, "ANALYZE notes")
+            findings = [one for one in doctor(as_user(pg, user)) if one.subject.startswith("notes:")]
+            assert {one.level for one in findings} == {"ok"}
+            store.drop("notes")
+        execute(pg, f"REVOKE CREATE ON SCHEMA public FROM {user}")
+        with vecbridge.connect(as_user(pg, user)) as store:
+            execute(pg, 'DROP TABLE "vecbridge$collections"')
+            found = store.adoption("notes")
+            with pytest.raises(Forbidden, match="permission denied for schema public"):
+                store.adopt(found)
+    finally:
+        execute(pg, f"DROP OWNED BY {user}", f"DROP ROLE {user}")
+
+
+def doctor(url: str) -> list[Any]:
+    with vecbridge.connect(url) as store:
+        return store.places[0].ask(lambda backend: backend.findings())
+
+
+def test_doctor_finds_an_adopted_collection_in_order(pg: str) -> None:
+    load(pg, "langchain v1")
+    with vecbridge.connect(pg) as store:
+        collection = store.adopt(in_full(store.adoption("langchain_pg_embedding", part="tides")))
+        said = {one.subject: one for one in doctor(pg)}
+        assert said["tides: index"].level == "broken"
+        assert "CREATE INDEX CONCURRENTLY" in said["tides: index"].remedy
+        collection.build_index()
+        execute(pg, "ANALYZE langchain_pg_embedding")
+        said = {one.subject: one for one in doctor(pg) if one.subject.startswith("tides:")}
+        assert {one.level for one in said.values()} == {"ok"}
+        assert said["tides: index"].found == "ready, and searches run on it"
+
+
+def test_a_partitioned_table_is_searched_without_an_index(plain: str) -> None:
+    execute(
+        plain,
+        "CREATE TABLE notes (id int, year int, v vector(2), PRIMARY KEY (id, year)) "
+        "PARTITION BY RANGE (year)",
+        "CREATE TABLE notes_a PARTITION OF notes FOR VALUES FROM (0) TO (10)",
+        "CREATE TABLE notes_b PARTITION OF notes FOR VALUES FROM (10) TO (20)",
+        "INSERT INTO notes SELECT n, n, ARRAY[n, 1]::vector FROM generate_series(1, 19) n",
+    )
+    with vecbridge.connect(plain) as store:
+        with pytest.raises(Forbidden, match=r"public\.notes is partitioned, and PostgreSQL builds no index"):
+            store.adoption("notes", id="id", metric="l2", latency=1e-9)
+        collection = store.adopt(store.adoption("notes", id="id", metric="l2"))
+        assert [hit.id for hit in collection.search([12, 1], k=2)] == ["12", "11"]
+        assert collection.sizes().table > 0
+
+
+def test_a_materialised_view_is_indexed_as_a_table_is(plain: str) -> None:
+    execute(
+        plain,
+        "CREATE TABLE notes (id int PRIMARY KEY, v vector(2))",
+        "INSERT INTO notes SELECT n, ARRAY[n, 1]::vector FROM generate_series(1, 19) n",
+        "CREATE MATERIALIZED VIEW seen AS SELECT * FROM notes WHERE id > 5",
+    )
+    with vecbridge.connect(plain) as store:
+        collection = store.adopt(in_full(store.adoption("seen", id="id", metric="l2")))
+        collection.build_index()
+        assert collection.index_state() == IndexState("ready", used=True)
+        assert [hit.id for hit in collection.search([1, 1], k=2)] == ["6", "7"]
+
+
+ADOPT = """
+import sys
+import vecbridge
+from dataclasses import replace
+from vecbridge.types import Index
+
+with vecbridge.connect(sys.argv[1]) as store:
+    found = store.adoption("langchain_pg_embedding", part="tides")
+    layout = replace(found.manifest.layout, index=Index("hnsw", "float16", ef_construction=200, ef_search=40))
+    print("go", flush=True)
+    collection = store.adopt(replace(found, manifest=replace(found.manifest, layout=layout)))
+    collection.build_index()
+"""
+
+
+def test_a_kill_in_the_middle_leaves_nothing_that_cannot_be_completed_or_dropped(pg: str) -> None:
+    load(pg, "langchain v1")
+    fill_langchain(pg, numbers(2_000, 64))
+    before = snapshot(pg, "langchain_pg_embedding")
+    seen = set()
+    for turn in range(5):
+        process = subprocess.Popen([sys.executable, "-c", ADOPT, pg], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "go\n"
+        time.sleep(0.02 + 0.15 * turn)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        with vecbridge.connect(pg) as store:
+            if "tides" in store.collections():
+                collection = store.open("tides")
+                assert len(collection.search(np.ones(64), k=3)) == 3
+                seen.add(collection.index_state().status)
+                if turn % 2:
+                    collection.build_index()
+                    assert collection.index_state() == IndexState("ready", used=True)
+                store.drop("tides")
+            else:
+                seen.add("nothing")
+        assert not any("vecbridge_" in name for name in relations(pg))
+        assert snapshot(pg, "langchain_pg_embedding") == before
+    assert len(seen) > 1, seen
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs one command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Ran:
+        code = cli.run(words)
+        out, err = capsys.readouterr()
+        return Ran(code, out, err)
+
+    return run
+
+
+def test_the_command_says_what_it_does_and_does_what_it_says(pg: str, run: Run) -> None:
+    load(pg, "langchain v1")
+    words = ["adopt", pg, "--table", "langchain_pg_embedding", "--part", "tides"]
+    before = relations(pg)
+    dry = run(*words, "--dry-run", "--latency", "1e-9")
+    assert dry.code == 0, dry.err
+    assert "3 records of 8 dimensions (cosine); id is id, embedding is embedding" in dry.err
+    assert "metric cosine: LangChain (PGVector)'s default" in dry.err
+    created, inserted, built = dry.out.splitlines()
+    assert created.startswith('CREATE TABLE IF NOT EXISTS "public"."vecbridge$collections"')
+    assert inserted.startswith('INSERT INTO "public"."vecbridge$collections"')
+    assert built.startswith('CREATE INDEX CONCURRENTLY "vecbridge_tides$idx"')
+    assert relations(pg) == before
+    assert run(*words, "--dry-run", "--no-index", "--latency", "1e-9").out.splitlines() == [created, inserted]
+    assert run(*words).code == 2
+    assert relations(pg) == before
+    done = run(*words, "--latency", "1e-9", "--yes")
+    assert (done.code, done.out) == (0, "adopted langchain_pg_embedding as tides; index ready\n")
+    assert run("list", pg).out == "tides\n"
+    assert run("info", pg, "tides", "--json").json["adopted"]["table"] == "langchain_pg_embedding"
+    again = run(*words, "--yes")
+    assert again.code == 2
+    assert "Error: collection 'tides' is in" in again.err
+    dropped = run("drop", pg, "tides", "--yes")
+    assert dropped.out == "dropped tides; table public.langchain_pg_embedding is as it was\n"
+    assert {name for name in relations(pg) - before if "catalogue" in name or "idx" in name} == set()
+
+
+def test_the_documented_json_is_that_of_the_command(pg: str, run: Run) -> None:
+    load(pg, "langchain v1")
+    text = (DOCS / "cli.md").read_text().partition("## adopt\n")[2].partition("## info\n")[0]
+    documented = json.loads(text.partition("```json\n")[2].partition("```")[0])
+    words = ["adopt", pg, "--table", "langchain_pg_embedding", "--part", "tides", "--json"]
+    dry = run(*words, "--dry-run").json
+    real = run(*words, "--yes").json
+    assert documented.keys() == real.keys() == dry.keys() | {"index"}
+    for key in ("adopted", "space", "index"):
+        assert documented[key].keys() == real[key].keys()
+    assert dry == {key: value for key, value in real.items() if key != "index"}
+
+
+def test_the_example_of_the_page_runs(pg: str) -> None:
+    load(pg, "langchain v1")
+    code = (DOCS / "adopting.md").read_text().partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code.replace("postgresql://localhost/rag", pg)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2] == "tides-00000001-0000-4000-8000-000000000000 a heron waits"
+
+
+def test_an_adopted_collection_is_remembered_as_it_was(pg: str) -> None:
+    load(pg, "langchain v2")
+    with vecbridge.connect(pg) as store:
+        manifest = store.adoption("notes").manifest
+    assert Manifest.load(*manifest.dump()) == manifest
+    assert manifest.adopted is not None
+    with pytest.raises(ValueError, match="names of table and columns as text"):
+        replace(manifest.adopted, fields=(7,))  # type: ignore[arg-type]  # the refusal is the test

@@ -219,13 +219,19 @@ def _searched_metric(manifest: Manifest, index: Index) -> str:
     return manifest.space.metric
 
 
-def _searched(manifest: Manifest, place: Place, index: Index) -> Composable:
+def _held(manifest: Manifest, place: Place, index: Index) -> Composable:
+    """What an index holds of a row of the table, whose column of vectors may have another name than ours."""
+    adopted = manifest.adopted
+    return _searched(manifest, place, index, None if adopted is None else adopted.embedding)
+
+
+def _searched(manifest: Manifest, place: Place, index: Index, name: str | None = None) -> Composable:
     """What an index holds of a row, exactly as the index and every query must spell it."""
     if (copy := copied(manifest)) is not None:
         return Identifier(copy.name)
     column = stored(manifest)
     type, dim = _TYPES[index.element], manifest.layout.index_dim(manifest.space.dim)
-    expression: Composable = Identifier(column.name)
+    expression: Composable = Identifier(name or column.name)
     if index.shorten:
         expression = SQL("{}({}, 1, {})").format(
             Identifier(place.home, "subvector"), expression, Value(index.shorten.dim)
@@ -251,7 +257,7 @@ def create_index(
         Identifier(index_name(manifest)),
         place.table(manifest),
         SQL(index.kind),
-        _searched(manifest, place, index),
+        _held(manifest, place, index),
         Identifier(place.home, _opclass(manifest, index)),
         SQL(", ").join(
             SQL("{} = {}").format(SQL(name), Value(value)) for name, value in options(index, lists).items()
@@ -271,7 +277,7 @@ def definition(manifest: Manifest, place: Place) -> tuple[str, str, str]:
     """Method, operator class and `plain` expression of the search index."""
     index = indexed(manifest)
     assert index is not None
-    expression = plain(_searched(manifest, place, index).as_string(None), place)
+    expression = plain(_held(manifest, place, index).as_string(None), place)
     return index.kind, _opclass(manifest, index), expression
 
 
@@ -347,7 +353,7 @@ def settings(index: Index | None, *, candidates: int, filtered: bool, iterative:
         if iterative:
             wanted["ivfflat.iterative_scan"] = "relaxed_order"
     if not filtered:
-        # a small table would be scanned, or an index of others on it; with a filter that may be the better plan
+        # a small table would be scanned, or another index of it; with a filter that may be the better plan
         wanted |= {"enable_seqscan": "off", "enable_sort": "off"}
     return wanted
 
