@@ -294,10 +294,12 @@ def test_the_owner_may_alter_and_drop_his_table(pg: str) -> None:
         execute(pg, "DROP TABLE notes")
         with pytest.raises(ManifestError, match=r"'notes' has lost its table public.notes"):
             collection.count()
+        execute(pg, "CREATE TABLE vecbridge_notes (id int)")
         with pytest.raises(ManifestError, match=r"'notes' in .* has lost its table public.notes"):
             store.open("notes")
         store.drop("notes")
         assert store.collections() == []
+    assert "vecbridge_notes" in relations(pg)
 
 
 def test_columns_beside_the_json_are_fields_of_the_metadata(pg: str) -> None:
@@ -594,6 +596,8 @@ def test_what_a_plain_table_does_not_tell_is_asked_for(plain: str) -> None:
     assert "have a name that another one has, too" in refused(
         plain, one, embedding="v", id="name", metric="ip"
     )
+    execute(plain, "CREATE TABLE vecbridge_ours (id int PRIMARY KEY, v vector(3))")
+    assert "vecbridge's own collection 'ours'" in refused(plain, "vecbridge_ours", name="ours", metric="ip")
     assert "leave --part" in refused(plain, one, embedding="v", id="a", part="x")
     assert "holds bits" in refused(plain, "signs")
     assert "has a % in it" in refused(plain, "odd", metric="ip", document="a%b")

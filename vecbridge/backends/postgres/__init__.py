@@ -285,25 +285,28 @@ class Postgres:
 
         Raises CollectionNotFound, Busy.
         """
-        try:
-            manifest = Manifest.load(*self._pool.run(lambda connection: self._entry(connection, name)))
-        except ManifestError:
-            pass  # what cannot be read lies in tables of ours
-        else:
-            if manifest.adopted is not None:
-                build.remove(self._table(manifest))
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection, adopted: bool = False) -> None:
             with connection.transaction():
                 succession.lock(connection, self._place.lock(name), self._place.lock())
                 self._entry(connection, name)
-                for table in succession.tables(connection, self._place, name):
+                tables = [] if adopted else succession.tables(connection, self._place, name)
+                for table in tables:
                     connection.execute(SQL("DROP TABLE {}").format(table))
                 connection.execute(
                     SQL("DELETE FROM {} WHERE name = %s").format(self._place.catalogue), [name]
                 )
 
-        self._pool.run(work)
+        entry = self._pool.run(lambda connection: self._entry(connection, name))
+        try:
+            manifest = Manifest.load(*entry)
+        except ManifestError:
+            manifest = None  # what cannot be read is dropped all the same: the tables that have its name
+        if manifest is None or manifest.adopted is None:
+            self._pool.run(work)
+            return
+        with build.removed(self._table(manifest)) as connection:
+            work(connection, adopted=True)
 
     def adoptable(self, wanted: Wanted) -> Found:
         """What is in a table that another library made, and how it would be read; changes nothing.

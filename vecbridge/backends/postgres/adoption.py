@@ -90,6 +90,13 @@ class AdoptedTable(Table):
         valid = [id for id in ids if _written(id, kind)]
         return SQL("WHERE key = ANY(%b::text[]::{}[])").format(SQL(kind)), [valid]
 
+    def _settings(self, candidates: int | None, *, filtered: bool) -> str:
+        text = super()._settings(candidates, filtered=filtered)
+        if candidates is None or filtered:
+            return text
+        # what tells collections apart may have an index, from which a small collection would be sorted
+        return f"{text}, set_config('enable_sort', 'off', true)"
+
     def inventory(self) -> Iterator[list[tuple[str, bytes | None]]]:
         """Ids of all records in the order of the ids, each with None: nobody kept a digest."""
         kind = self._adopted.id_type
@@ -339,6 +346,11 @@ class _Look:
             except InputError as error:
                 raise InputError(f"{error}; give the collection another one: --name") from None
         check_name(name)
+        if column.schema == self.place.schema and (sql.collection_of(column.table) or ("",))[0] == name:
+            raise InputError(
+                f"{self.shown} has the name of a table of vecbridge's own collection {name!r}; give the "
+                f"collection another one: --name"
+            )
         relation = self.place.catalogue.as_string(None)
         [(catalogue,)] = self._ask("SELECT to_regclass(%s) IS NOT NULL", [relation])
         query = SQL("SELECT EXISTS (SELECT FROM {} WHERE name = %s)").format(self.place.catalogue)

@@ -120,12 +120,14 @@ def used(table: Table, connection: Connection) -> str | None:
     return found.name if found is not None and found.valid else None
 
 
-def remove(table: Table) -> None:
-    """Drop the index that vecbridge made, while others read and write; nothing where there is none."""
+@contextmanager
+def removed(table: Table) -> Iterator[Connection]:
+    """A connection during which nobody builds the index, after dropping what vecbridge has made of it."""
     with table.pool.own() as connection, _alone(table, connection, _Watch(table, None)):
         connection.execute(
             SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(table.place.index(table.manifest))
         )
+        yield connection
 
 
 def _find(table: Table, connection: Connection) -> _Found | None:
@@ -136,8 +138,9 @@ def _find(table: Table, connection: Connection) -> _Found | None:
         "SELECT c.relname, i.indisvalid, m.amname, o.opcname, pg_get_indexdef(c.oid, 1, false), c.reloptions "
         "FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam "
         "JOIN pg_opclass o ON o.oid = i.indclass[0] "
-        "WHERE i.indrelid = %s::regclass AND c.relname = ANY(%s) AND m.amname IN ('hnsw', 'ivfflat')",
-        [table.relation.as_string(None), [own, *used]],
+        "WHERE i.indrelid = %s::regclass "
+        "AND (c.relname = %s OR c.relname = ANY(%s) AND m.amname IN ('hnsw', 'ivfflat'))",
+        [table.relation.as_string(None), own, used],
     ).fetchall()
     if not rows:
         return None

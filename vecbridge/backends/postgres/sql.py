@@ -353,8 +353,8 @@ def settings(index: Index | None, *, candidates: int, filtered: bool, iterative:
         if iterative:
             wanted["ivfflat.iterative_scan"] = "relaxed_order"
     if not filtered:
-        # a small table would be scanned, or another index of it; with a filter that may be the better plan
-        wanted |= {"enable_seqscan": "off", "enable_sort": "off"}
+        # a small table would be scanned; with a filter that may be the better plan
+        wanted["enable_seqscan"] = "off"
     return wanted
 
 
