@@ -119,6 +119,7 @@ def test_search_of_an_adopted_table_finds_what_numpy_finds(pg: str, kind: str) -
                 assert [hit.document for hit in hits] == [documents[ids.index(hit.id)] for hit in hits]
         assert again.count() == len(ids)
         assert {id for part in again.inventory() for id, _ in part} == set(ids)
+        assert {id for part in again.scan(vectors=False) for id in part.ids} == set(ids)
         batch = again.get([*reversed(ids), "nothing"])
         assert list(batch.ids) == ids[::-1]
         np.testing.assert_array_equal(batch.vectors, vectors[::-1])

@@ -51,7 +51,7 @@ ASKED = {(plain.Store, "limits"), (plain.Place, "limits"), (plain.Place, "speeds
 # for stores themselves, not for who uses them
 INNER = {(plain.Place, "ask")}
 # whose results have a face of their own
-TURNED = {"create": aio.Collection, "open": aio.Collection, "find": aio.Place}
+TURNED = {"create": aio.Collection, "adopt": aio.Collection, "open": aio.Collection, "find": aio.Place}
 PAIRS = [(plain.Store, aio.Store), (plain.Collection, aio.Collection), (plain.Place, aio.Place)]
 
 

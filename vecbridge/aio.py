@@ -345,6 +345,8 @@ class Store(Face[plain.Store]):
     find = _turned(_reading(plain.Store.find), Place, _known)
     plan = _working(plain.Store.plan)
     create = _turned(_working(plain.Store.create), Collection, _opened)
+    adoption = _working(plain.Store.adoption)
+    adopt = _turned(_working(plain.Store.adopt), Collection, _opened)
     drop = _working(plain.Store.drop)
 
     async def close(self) -> None:
