@@ -24,11 +24,12 @@ PURE = {
     "_version", "errors", "types", "filters", "limits", "objections", "sizes", "catalogue", "models",
     "candidates", "places", "explain", "planner", "reduction", "manifest", "recall", "evidence", "budgets",
     "notes", "speeds", "axes", "codes", "measuring", "drift", "widths",
+    "names",
 }  # fmt: skip
 ABOVE = {
     "backends", "store", "collection", "ingestion", "cli", "evaluate", "testing", "integrations", "report",
     "checks", "embedders", "cache", "tuning", "replanning", "calibrate", "calibrations", "conform",
-    "aio", "stopping", "comparing", "copying",
+    "aio", "stopping", "comparing", "copying", "reembedding",
     "parquet", "exporting", "importing", "adopting",
 }  # fmt: skip
 
@@ -85,6 +86,7 @@ NEVER: dict[str, set[str]] = {
     "stopping": ABOVE | PURE - {"errors"},
     "ingestion": {"cli", "testing"},
     "integrations": {"backends", "ingestion", "cli", "testing", "report"},
+    "reembedding": {"backends", "cli", "testing", "integrations", "report", "aio"},
     "cli": {"testing"},
     "testing": {"cli", "ingestion"},
 }

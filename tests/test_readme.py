@@ -103,10 +103,13 @@ def test_the_examples_of_measured_planning_run(place: Path) -> None:
 
 
 def test_the_example_of_ingestion_runs(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "ingestion.md").read_text(), re.DOTALL)
+    another, block = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "ingestion.md").read_text(), re.DOTALL
+    )
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.md").write_text("# A\n\nA short document.\n")
     assert "1 written to papers at flat:./data" in run(block, tmp_path)
+    assert "is of wordllama-256 now: 1 records, 1 embedded" in run(another, tmp_path)
 
 
 def test_the_nightly_jobs_are_those_of_the_providers_page() -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .manifest import Manifest
     from .measuring import measure
     from .planner import Plan, plan
+    from .reembedding import reembed
     from .store import Collection, Store, connect
     from .tuning import Tuning
     from .types import Batch, Hit, Index, Layout, Shorten, Space
@@ -58,6 +59,7 @@ _HOME = {
     "ingest": "ingestion",
     "measure": "measuring",
     "plan": "planner",
+    "reembed": "reembedding",
 }
 
 __all__ = [
@@ -86,6 +88,7 @@ __all__ = [
     "ingest",
     "measure",
     "plan",
+    "reembed",
 ]
 
 

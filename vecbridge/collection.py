@@ -13,7 +13,14 @@ from numpy.typing import ArrayLike
 from . import adopting, checks, conform, evaluate, planner, replanning, tuning
 from .backends import Backend, Table
 from .drift import Drift, drift
-from .errors import InputError, LayoutChanged, PlanError, RecallMissed
+from .errors import (
+    DimensionMismatch,
+    InputError,
+    LayoutChanged,
+    ModelMismatch,
+    PlanError,
+    RecallMissed,
+)
 from .limits import Limits
 from .manifest import Manifest
 from .planner import Plan, Wishes
@@ -147,7 +154,13 @@ class Collection:
             with self._opening:
                 # another thread may have opened it meanwhile; searches of others may still run on the old one
                 if self._table is table:
-                    self._table = self._place.ask(lambda backend: backend.open(table.manifest.name))
+                    opened = self._place.ask(lambda backend: backend.open(table.manifest.name))
+                    try:
+                        _check_same(table.manifest, opened.manifest)
+                    except InputError:
+                        opened.close()
+                        raise
+                    self._table = opened
             return use(self._table)
 
     def search(
@@ -524,6 +537,18 @@ class Collection:
     def close(self) -> None:
         """Give back what this collection holds open; the store stays open."""
         self._table.close()
+
+
+def _check_same(old: Manifest, new: Manifest) -> None:
+    """Raise where what goes by a name now holds other vectors than what went by it when it was opened."""
+    one, other = old.space, new.space
+    if (one.dim, one.metric, one.model) == (other.dim, other.metric, other.model):
+        return
+    said = [f"{space.dim:,} dimensions of {space.model or 'an unknown model'}" for space in (one, other)]
+    raise (ModelMismatch if one.model != other.model else DimensionMismatch)(
+        f"collection {old.name!r} was opened for vectors of {said[0]} and has got others since, {said[1]}: "
+        f"open it again, and embed with that model"
+    )
 
 
 def _asked(table: Table, queries: Floats | None) -> Floats | None:

@@ -71,6 +71,16 @@ class Backend(Protocol):
     def discard(self, successor: Table) -> None:
         """Delete a successor that shall not become the collection; nothing where it has, or is gone."""
 
+    def exchange(self, one: str, other: str) -> None:
+        """Let two collections change their names, in one step: both have, or neither.
+
+        Nothing of their content is touched. Whoever opens one of the names from then on finds the other's
+        records. Tables that were open before raise LayoutChanged at their next use, also those that wait to
+        write: no record arrives in the wrong one. What another process has open on a Qdrant server is
+        the exception: it goes on with the records that it had, under whichever name. Raises
+        CollectionNotFound, InputError for one name twice.
+        """
+
     def findings(self) -> list[Finding]:
         """What is right and wrong with this place and the collections in it, for `vecbridge doctor`.
 

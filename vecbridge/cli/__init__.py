@@ -29,6 +29,7 @@ from . import (
     models,
     output,
     planning,
+    reembedding,
     searching,
 )
 
@@ -63,6 +64,7 @@ app.command(cls=_Command)(copying.copy)
 app.command(cls=_Command)(exporting.export)
 app.command("import", cls=_Command)(exporting.import_)
 app.command(cls=_Command)(adopting.adopt)
+app.command(cls=_Command)(reembedding.reembed)
 app.command(cls=_Command)(managing.info)
 app.command("list", cls=_Command)(managing.collections)
 app.command(cls=_Command)(managing.delete)

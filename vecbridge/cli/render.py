@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..ingestion import Summary
     from ..manifest import Manifest, Tuned
     from ..planner import Plan
+    from ..reembedding import Reembedding
     from ..tuning import Tuning
     from ..types import Hit, IndexState, Metadata, Sizes
 
@@ -230,15 +231,34 @@ def tuning(found: Tuning) -> None:
 
 def summary(made: Summary) -> None:
     """What an ingest did, and the recall it ended with."""
+    rows = _ended(made)
+    if made.chunking is not None and made.documents != made.read:
+        cut = made.chunking
+        rows.append(("chunks", f"up to {cut.tokens:,} tokens", f"counted by {output.safe(cut.counter)}"))
+    _done(made, rows)
+
+
+def reembedding(made: Reembedding) -> None:
+    """What a run with another model did, and the recall that the new collection has."""
+    rows = _ended(made)
+    if made.missing:
+        rows.append(("without document", f"{made.missing:,}", output.safe(made.rejects or "")))
+    if made.removed:
+        rows.append(("removed", f"{made.removed:,}", "they had left the collection meanwhile"))
+    _done(made, rows)
+
+
+def _ended(made: Summary | Reembedding) -> list[Fact]:
     rows = [_index(made.index)] if made.recall is None else _measured(made.recall)
     if made.tuned is not None:
         rows.append(("tuned", *_tuned(made.tuned)))
     if made.rejected:
         count = Text(f"{made.rejected:,}", style="bold yellow")
         rows.append(("rejected", count, output.safe(made.rejects or "")))
-    if made.chunking is not None and made.documents != made.read:
-        cut = made.chunking
-        rows.append(("chunks", f"up to {cut.tokens:,} tokens", f"counted by {output.safe(cut.counter)}"))
+    return rows
+
+
+def _done(made: Summary | Reembedding, rows: list[Fact]) -> None:
     if made.usage is not None:
         rows.append(("embedding", f"{made.usage.texts:,} texts", _usage(made.usage)))
     seconds = (f"{stage} {spent:.1f} s" for stage, spent in made.seconds.items() if spent >= 0.05)

@@ -29,7 +29,7 @@ TOKENS = 512
 FEWEST_TOKENS = 32  # a family of emoji, or one Arabic ligature, takes up to 20: below this, characters break
 
 # the vocabularies inside the splitter are found by the name of a model that uses them
-_ENCODINGS = {"cl100k_base": "text-embedding-3-small", "o200k_base": "gpt-4o"}
+ENCODINGS = {"cl100k_base": "text-embedding-3-small", "o200k_base": "gpt-4o"}
 _ESTIMATE = 0.8  # what is left of a limit where another vocabulary than the model's counts
 
 # characters for each token of a chunk: in the first window, and in the largest one, which no chunk exceeds
@@ -62,8 +62,8 @@ def counter(tokenizer: Any = None, *, model: str | None = None) -> Counter:
     if tokenizer is None:
         return Counter("cl100k_base", exact=False)
     if isinstance(tokenizer, str):
-        if tokenizer not in _ENCODINGS:
-            raise InputError(f"expected an encoding of {' or '.join(_ENCODINGS)}, got {tokenizer[:40]!a}")
+        if tokenizer not in ENCODINGS:
+            raise InputError(f"expected an encoding of {' or '.join(ENCODINGS)}, got {tokenizer[:40]!a}")
         return Counter(tokenizer, exact=True)
     if not model:
         raise InputError("expected the name of the model together with its tokenizer, got none")
@@ -349,7 +349,7 @@ def _splitter(
 
     kind = MarkdownSplitter if markdown else TextSplitter
     if counter.tokenizer is None:
-        return kind.from_tiktoken_model(_ENCODINGS[counter.name], tokens, overlap=overlap, trim=trim)
+        return kind.from_tiktoken_model(ENCODINGS[counter.name], tokens, overlap=overlap, trim=trim)
     try:
         return kind.from_huggingface_tokenizer_str(counter.tokenizer, tokens, overlap=overlap, trim=trim)
     except Exception as error:  # the extension raises nothing more precise

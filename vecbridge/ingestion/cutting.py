@@ -10,7 +10,7 @@ from pathlib import Path
 from ..embedders import Embedder, Measured, document_prefix
 from ..errors import InputError
 from ..manifest import Chunking
-from .chunking import Chunker, Counter, chunking, counter, counter_file
+from .chunking import ENCODINGS, Chunker, Counter, chunking, counter, counter_file
 from .memo import Memo
 from .records import Document, Record
 
@@ -38,7 +38,7 @@ class Cutting:
     ) -> None:
         self._memo = memo
         self._measured = embedder if isinstance(embedder, Measured) else None
-        self._counter = _counter(embedder, tokenizer)
+        self._counter = _counter(embedder, tokenizer, kept)
         wanted = chunking(
             self._counter,
             tokens=kept.tokens if kept and tokens is None else tokens,
@@ -61,7 +61,12 @@ class Cutting:
         return self._chunker.cut_record(replace(unit, vector=None))
 
     def too_long(self, text: str) -> str | None:
-        """What speaks against embedding a text as a whole; None where nothing is known to."""
+        """What speaks against embedding a row's text as a whole; None where nothing is known to."""
+        reason = self.beyond(text)
+        return None if reason is None else f"{reason}; cut long rows with chunk_rows (--chunk-rows)"
+
+    def beyond(self, text: str) -> str | None:
+        """Why the model cannot take a text; None where nothing is known to speak against it."""
         most = self._measured.max_tokens if self._measured else None
         if self._measured is None or most is None or not (self._counter.exact or self._measured.truncates):
             return None
@@ -72,7 +77,7 @@ class Cutting:
         about = "" if self._counter.exact else "about "
         return (
             f"expected text of up to {most:,} tokens, which {self._measured.model} takes, "
-            f"got {about}{found:,}{cut}; cut long rows with chunk_rows (--chunk-rows)"
+            f"got {about}{found:,}{cut}"
         )
 
     @cached_property
@@ -80,12 +85,40 @@ class Cutting:
         return Chunker(self.chunking, counter=self._counter, memo=self._memo)
 
 
-def _counter(embedder: Embedder, tokenizer: str | Path | None) -> Counter:
+def carried(kept: Chunking, embedder: Embedder) -> Chunking:
+    """How texts are cut from now on where another embedder takes over: as before, where that can be.
+
+    Else in chunks of as many tokens by its own count; else as it wants them. Raises InputError.
+    """
+    wishes = ((kept, None, None), (None, kept.tokens, kept.overlap), (None, None, None))
+    for number, (before, tokens, overlap) in enumerate(wishes, 1):
+        try:
+            return Cutting(
+                embedder,
+                kept=before,
+                tokens=tokens,
+                overlap=overlap,
+                rows=kept.rows,
+                tokenizer=None,
+                afresh="",
+                memo=None,
+            ).chunking
+        except InputError:
+            if number == len(wishes):
+                raise
+    raise AssertionError("unreachable: the last wish returns or raises")
+
+
+def _counter(embedder: Embedder, tokenizer: str | Path | None, kept: Chunking | None) -> Counter:
     if tokenizer is not None:
         return counter_file(tokenizer)
+    own = counter()
     if isinstance(embedder, Measured):
-        return counter(embedder.tokenizer, model=embedder.model)
-    return counter()
+        own = counter(embedder.tokenizer, model=embedder.model)
+    # cut otherwise, nearly every chunk of a collection that got another model would be new
+    if kept is not None and kept.counter != own.name and kept.counter in ENCODINGS:
+        return Counter(kept.counter, exact=False)
+    return own
 
 
 def _said(cut: Chunking) -> str:

@@ -61,6 +61,11 @@ class Load:
         self._dealt: set[int] = set()
         self._embedded = 0
 
+    @property
+    def total(self) -> int:
+        """How many records there are to embed."""
+        return self._work.total
+
     def first(self) -> int:
         """The dimension that really arrives, whatever a catalogue says: from the first batch, which is kept.
 

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from os.path import normpath
 from pathlib import Path
-from typing import TypedDict
 
-from .. import checks, embedders, store
+from .. import checks, store
 from ..cache import Cache
 from ..embedders import Embedder, Service, Usage, document_prefix
-from ..embedders.cached import Cached
 from ..errors import (
     CollectionExists,
     CollectionNotFound,
     InputError,
     ModelMismatch,
-    RecallMissed,
     SourceError,
 )
 from ..manifest import check_name
-from ..planner import WORTHWHILE, Plan, make_space, share
+from ..planner import Plan, make_space, share
 from ..types import FieldKind, Layout, Metric, Progress
+from . import making
 from .cutting import Cutting
 from .flow import BATCH, Encoder
 from .loading import Load
+from .making import CACHE, EVALUATION, Budgets, Meaning, create, index, silent, spent
 from .memo import Memo
 from .readers import STDIN, materialised, read
 from .records import Document, Kind, Origin, Record, Reject
@@ -36,26 +34,6 @@ from .rejects import Rejects
 from .spool import Reread, Spool, Work
 from .summary import Clock, Summary
 from .survey import Survey, digest, id_mark, owner
-
-# seconds that measuring recall may take: exact search of a million wide rows takes 15 s a query
-_EVALUATION = 60.0
-_TUNING = 600.0
-# bytes of the cache
-CACHE = "1GB"
-
-
-class _Meaning(TypedDict):
-    metric: Metric
-    model: str | None
-    nested: Sequence[int] | None
-
-
-class _Budgets(TypedDict):
-    memory: int | str | None
-    disk: int | str | None
-    latency: float | None
-    nodes: int | None
-    recall: float | None
 
 
 def ingest(
@@ -156,7 +134,7 @@ def ingest(
     make_space(1, metric=metric or "cosine")
     target_recall = share(recall)
     fields = checks.filterable(filterable)
-    clock, report = Clock(), progress or _silent
+    clock, report = Clock(), progress or silent
     with ExitStack() as stack:
         path = stack.enter_context(materialised(source, kind))
         kept = memo = None
@@ -178,7 +156,7 @@ def ingest(
         )
         refused = Rejects(rejects, most=max_rejects)
         stack.callback(refused.close, finished=False)
-        using = _using(embedder, stack, kept)
+        using = None if embedder is None else making.using(embedder, stack, kept)
         if using is not None:
             if model is not None and model != using.model:
                 raise InputError(f"expected model={using.model!r} as the embedder's, got {model!r}")
@@ -246,39 +224,27 @@ def ingest(
             report=report,
         )
         if target is None:
-            dim = load.first()
-            planned = survey.records if rows is None else rows
-            budgets: _Budgets = {
+            meaning: Meaning = {"metric": metric or "cosine", "model": model, "nested": nested}
+            budgets: Budgets = {
                 "memory": memory,
                 "disk": disk,
                 "latency": latency,
                 "nodes": nodes,
                 "recall": target_recall,
             }
-            meaning: _Meaning = {"metric": metric or "cosine", "model": model, "nested": nested}
             with clock("create"):
-                plan, wanted, measured = None, layout, False
-                if wanted is None:
-                    plan = place.plan(dim, rows=planned, **meaning, **budgets)
-                    wanted = plan.layout
-                    measured = target_recall is not None and not _exact(wanted) and work.total >= WORTHWHILE
-                sample = load.sample(wanted, dim, measured=measured)
-                if measured:
-                    plan = place.plan(
-                        dim, rows=planned, sample=sample, progress=progress, **meaning, **budgets
-                    )
                 try:
-                    target = place.create(
+                    target = create(
+                        place,
                         collection,
-                        dim=dim,
-                        rows=planned,
+                        load,
+                        rows=survey.records if rows is None else rows,
                         layout=layout,
-                        plan=plan,
-                        sample=sample,
+                        meaning=meaning,
+                        budgets=budgets,
                         filterable=fields,
                         chunking=cutting.chunking if cutting else None,
-                        **meaning,
-                        **budgets,
+                        progress=progress,
                     )
                 except CollectionExists:
                     # another process was faster: what it made serves as well if it is of the same kind
@@ -293,17 +259,14 @@ def ingest(
             with clock("remove"):
                 removed = target.delete([*survey.stale, *gone])
         with clock("index"):
-            _index(target, target_recall, progress)
+            index(target, target_recall, progress)
         found = None
         if evaluate:
             report("evaluate", 0, 1)
             with clock("evaluate"):
-                found = target.evaluate(seconds=_EVALUATION)
+                found = target.evaluate(seconds=EVALUATION)
             report("evaluate", 1, 1)
         refused.close(finished=True)
-        usage = None
-        if isinstance(using, Service):
-            usage = _since(before, using.usage())
         if kept is not None and kept.problem:
             notes.append(kept.problem)
         return Summary(
@@ -318,7 +281,7 @@ def ingest(
             unchanged=survey.unchanged,
             removed=removed,
             rejected=refused.count,
-            usage=usage,
+            usage=spent(using, before),
             seconds=clock.seconds,
             layout=target.layout,
             index=target.index_state(),
@@ -329,42 +292,6 @@ def ingest(
             rejects=str(refused.path) if refused.count and refused.path else None,
             notes=tuple(notes),
         )
-
-
-def _exact(layout: Layout) -> bool:
-    """Whether every search of a layout compares the whole vectors."""
-    return layout.index is None and layout.shorten is None and layout.element == "float32"
-
-
-def _index(target: store.Collection, recall: float | None, progress: Progress | None) -> None:
-    """Build the index, and tune it where a recall is wanted that was not asked for when it was made.
-
-    What is missed stands in the collection's manifest, and with it in the summary.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RecallMissed)
-        target.build_index(progress=progress)
-    if recall is not None and recall != target.manifest.recall and target.layout.index and target.count():
-        target.tune(recall=recall, seconds=_TUNING, progress=progress)
-
-
-def _using(embedder: str | Embedder | None, stack: ExitStack, kept: Cache | None) -> Embedder | None:
-    """The embedder, closed by `stack` where it is made here; behind a cache where it is a service."""
-    if isinstance(embedder, str):
-        embedder = embedders.load(embedder)
-        stack.callback(embedder.close)
-    return Cached(embedder, kept) if kept is not None and isinstance(embedder, Service) else embedder
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    pass
-
-
-def _since(before: Usage, now: Usage) -> Usage:
-    """What was asked for between two accounts."""
-    return Usage(
-        **{one.name: getattr(now, one.name) - getattr(before, one.name) for one in dataclasses.fields(Usage)}
-    )
 
 
 def _records(units: Iterable[Record | Document | Reject]) -> Iterator[Record]:

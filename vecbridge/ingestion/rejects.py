@@ -49,6 +49,10 @@ class Rejects:
                 f"first is {self.first}" + ("" if self.path is None else f"; all of them are in {self.path}")
             )
 
+    def note(self, reject: Reject) -> None:
+        """Write down a reject that the user knows of, and that counts for nothing else."""
+        self._write(reject)
+
     def _write(self, reject: Reject) -> None:
         if self.path is None:
             return

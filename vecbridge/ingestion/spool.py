@@ -6,7 +6,7 @@ import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from ..errors import InputError, SourceError
 from .records import Record
@@ -17,10 +17,11 @@ _DONE, _NEW, _CHANGED = range(3)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A record on its way: its digest, whether its id is new to the collection, its place in the work."""
+    """A record on its way: the digest to store with it, whether its id is new to the collection, its place in
+    the work."""
 
     record: Record
-    digest: bytes
+    digest: bytes | None
     new: bool
     position: int
 
@@ -28,6 +29,9 @@ class Item:
     def chars(self) -> int:
         """Characters of its text."""
         return len(self.record.text or "")
+
+
+Digest: TypeAlias = Callable[[Record], bytes | None]
 
 
 class Work(Protocol):
@@ -51,7 +55,7 @@ class Work(Protocol):
 class Spool:
     """Work in a temporary file: the source is read, converted and cut into chunks only once."""
 
-    def __init__(self, digest: Callable[[Record], bytes]) -> None:
+    def __init__(self, digest: Digest) -> None:
         self.total = 0
         self._digest = digest
         self._file = tempfile.TemporaryFile(prefix="vecbridge-")  # noqa: SIM115 - close() gives it back
@@ -98,7 +102,7 @@ def _full(error: OSError) -> InputError:
 class Reread:
     """Work that is taken from the source once more: vectors would fill a disk, and need no conversion."""
 
-    def __init__(self, again: Callable[[], Iterable[Record]], digest: Callable[[Record], bytes]) -> None:
+    def __init__(self, again: Callable[[], Iterable[Record]], digest: Digest) -> None:
         self.total = 0
         self._again = again
         self._digest = digest

@@ -27,10 +27,23 @@ from ...errors import (
 )
 from ...limits import Limits, limits
 from ...manifest import Manifest, check_name
+from ...names import check_two
 from ...types import Finding
 from .. import Table
 from . import findings, homes
-from .database import CURRENT, RECORDS, alone, check_json, create, current, locked, pausing, translated
+from .database import (
+    CURRENT,
+    NAMES,
+    RECORDS,
+    alone,
+    check_json,
+    create,
+    current,
+    locked,
+    names,
+    pausing,
+    translated,
+)
 from .matrix import Files, sync_folder
 from .table import FORMAT, FlatTable
 
@@ -85,14 +98,16 @@ class FlatBackend:
             if not self._folder.is_dir():
                 return []
             found = {path.parent for name in (RECORDS, CURRENT) for path in self._folder.glob(f"*/{name}")}
-            return sorted(place.name for place in found if _named(place))
+            called = names(self._folder)
+            return sorted(called.now(place.name) for place in found if _named(place))
 
     def create(self, manifest: Manifest) -> FlatTable:
         self._check()
-        place = self._folder / check_name(manifest.name)
+        check_name(manifest.name)
         with translated(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._changing():
+                place = self.place(manifest.name)
                 if place.exists():
                     raise CollectionExists(
                         f"there is already {manifest.name!r} in {self._url}; "
@@ -111,26 +126,26 @@ class FlatBackend:
 
     def open(self, name: str) -> FlatTable:
         self._check()
-        place = self._folder / check_name(name)
-        with translated(place):
+        with translated(self._folder):
             while True:
+                place = self.place(name)
                 if not place.is_dir():
                     raise self._missing(name)
                 home, _ = current(place)
                 try:
-                    table = FlatTable(place, home=home)
+                    table = FlatTable(place, name=name, home=home)
                     break
                 except VecbridgeError:
-                    if current(place)[0] == home:
+                    if self.place(name) == place and current(place)[0] == home:
                         raise
-                    # laid out anew meanwhile: what was missing was on its way out
+                    # laid out anew meanwhile, or renamed: what was missing was on its way out
         self._tables.add(table)
         return table
 
     def successor(self, manifest: Manifest) -> FlatTable:
         self._check()
-        place = self._folder / check_name(manifest.name)
-        with translated(place):
+        with translated(self._folder):
+            place = self.place(manifest.name)
             if not place.is_dir():
                 raise self._missing(manifest.name)
             with self._changing(), closing(self.open(manifest.name)) as present:
@@ -147,7 +162,7 @@ class FlatBackend:
                     claim = homes.Claim(made)
                     _fill(made, manifest, uid=present.uid)
                     sync_folder(place)
-                    table = FlatTable(place, home=made.name, base=present.home)
+                    table = FlatTable(place, name=manifest.name, home=made.name, base=present.home)
                 except BaseException:
                     homes.delete(made)
                     raise
@@ -190,11 +205,11 @@ class FlatBackend:
 
     def drop(self, name: str) -> None:
         self._check()
-        place = self._folder / check_name(name)
         with translated(self._folder):
-            if not place.is_dir():
+            if not self.place(name).is_dir():
                 raise self._missing(name)
             with self._changing():
+                place = self.place(name)
                 gone = self._aside(name, "drop")
                 try:
                     place.rename(gone)
@@ -202,6 +217,35 @@ class FlatBackend:
                     raise self._missing(name) from None
                 sync_folder(self._folder)
                 shutil.rmtree(gone)
+
+    def exchange(self, one: str, other: str) -> None:
+        self._check()
+        check_two(one, other)
+        with translated(self._folder), ExitStack() as held:
+            # a write that is under way belongs to what has the name now: it ends first
+            homes_of = {name: self._home(name) for name in (one, other)}
+            for name in sorted(homes_of):
+                if not pausing(homes_of[name]):
+                    held.enter_context(alone(homes_of[name]))
+            held.enter_context(self._changing())
+            for name, home in homes_of.items():
+                if self._home(name) != home:
+                    raise LayoutChanged(
+                        f"collection {name!r} in {self._url} was laid out anew or exchanged "
+                        f"meanwhile; try again"
+                    )
+            homes.put(self._folder / NAMES, names(self._folder).exchanged(one, other).dump())
+
+    def place(self, name: str) -> Path:
+        """The folder of the collection of this name, which need not be there."""
+        return self._folder / names(self._folder).made_as(check_name(name))
+
+    def _home(self, name: str) -> Path:
+        """The folder where its records lie. Raises CollectionNotFound."""
+        place = self.place(name)
+        if not place.is_dir():
+            raise self._missing(name)
+        return place / current(place)[0]
 
     def findings(self) -> list[Finding]:
         self._check()

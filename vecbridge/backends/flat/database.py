@@ -24,9 +24,11 @@ from ...errors import (
     StoreError,
     VecbridgeError,
 )
+from ...names import Names
 
 RECORDS = "records.sqlite"
 CURRENT = "current"
+NAMES = ".names"
 _POINTER = re.compile(r"(\d+-[0-9a-f]{16}) ([0-9a-f]+)\n")
 PATIENCE = 60.0  # seconds that a writer waits for another one
 _IDLE = 8  # connections kept open between calls
@@ -130,6 +132,16 @@ def current(place: Path) -> tuple[str, str]:
     return found[1], found[2]
 
 
+def names(folder: Path) -> Names:
+    """The names that collections in a folder of collections exchanged. Raises ManifestError."""
+    path = folder / NAMES
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Names()
+    return Names.load(content, str(path))
+
+
 @contextmanager
 def translated(folder: Path) -> Iterator[None]:
     """Errors of SQLite and of the file system in `folder` become sentences."""
@@ -191,12 +203,18 @@ class Database:
     created anew at the same place is never written to by mistake, nor one that was laid out anew since.
     """
 
-    def __init__(self, place: Path, *, home: str = "", base: str | None = None) -> None:
+    def __init__(
+        self, place: Path, *, name: str | None = None, home: str = "", base: str | None = None
+    ) -> None:
         """Opens the file in the folder `home` of the collection's folder `place`.
 
-        `base`: the home whose successor this is, None where it is what counts.
+        `name`: what the collection is called, its folder's name if not given. `base`: the home whose
+        successor this is, None where it is what counts.
         """
         self.folder = folder = place / home
+        self._name = place.name if name is None else name
+        # as the file of exchanged names was when it last said that this is still so called
+        self._named: tuple[int, int] | None = None
         self._place = place
         self._path = folder / RECORDS
         self._homes = {home} if base is None else {home, base}
@@ -304,6 +322,14 @@ class Database:
             raise StoreError(f"the collection in {self.folder} was closed; open it again")
 
     def _check_place(self) -> None:
+        named = _version(self._place.parent / NAMES)
+        if named != self._named:
+            if names(self._place.parent).made_as(self._name) != self._place.name:
+                raise LayoutChanged(
+                    f"collection {self._name!r} in {self._place.parent} has exchanged its name with another; "
+                    f"open it again"
+                )
+            self._named = named
         if current(self._place)[0] not in self._homes or _identity(self._path) != self._file:
             raise self._gone()
 
@@ -371,6 +397,14 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _close_all(connections: list[sqlite3.Connection]) -> None:

@@ -52,14 +52,14 @@ def _all(backend: FlatBackend, folder: Path, leftover: re.Pattern[str]) -> Itera
         yield from filesystem(folder, Path("/proc/mounts").read_text(encoding="utf-8", errors="replace"))
     names = backend.names()
     yield Finding("ok", "collections", f"{len(names)} in {folder}" if names else "there are none yet")
-    sizes = {name: _vectors(folder / name) for name in names}
+    sizes = {name: _vectors(backend.place(name)) for name in names}
     largest = max(sizes.values(), default=0)
     yield disk(shutil.disk_usage(folder).free, largest)
     with suppress(OSError, ValueError):  # as above
         yield memory(_available(Path("/proc/meminfo").read_text()), largest)
     yield from _leftovers(folder, leftover)
     for name in names:
-        yield from _collection(backend, folder / name)
+        yield from _collection(backend, name)
 
 
 def _absent(folder: Path) -> Finding:
@@ -190,8 +190,8 @@ def _changing(folder: Path) -> bool:
     return False
 
 
-def _collection(backend: FlatBackend, folder: Path) -> Iterator[Finding]:
-    name = folder.name
+def _collection(backend: FlatBackend, name: str) -> Iterator[Finding]:
+    folder = backend.place(name)
     give_up = (
         f"restore {folder} from a backup, or give the collection up: vecbridge drop {backend.url} {name}"
     )
@@ -213,7 +213,7 @@ def _collection(backend: FlatBackend, folder: Path) -> Iterator[Finding]:
         yield Finding("ok", subject, f"{RECORDS} ({human(size)}) was not read through: that would take long")
         return
     try:
-        with closing(Database(folder, home=table.home)) as database:
+        with closing(Database(folder, name=name, home=table.home)) as database:
             wrong, count = _wrong(database)
     except (CollectionNotFound, LayoutChanged):
         return

@@ -62,13 +62,18 @@ def fresh(place: Path, generation: int) -> Path:
 
 def point(place: Path, home: str, uid: str) -> None:
     """Make `home` the folder that counts, in one step, durable when the call returns."""
-    path = place / _NEXT
-    with path.open("w", encoding="ascii") as file:
-        file.write(f"{home} {uid}\n")
+    put(place / CURRENT, f"{home} {uid}\n".encode("ascii"))
+
+
+def put(path: Path, content: bytes) -> None:
+    """Make this the content of a file, in one step, durable when the call returns."""
+    following = path.with_name(f"{path.name}.next")
+    with following.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    path.replace(place / CURRENT)
-    sync_folder(place)
+    following.replace(path)
+    sync_folder(path.parent)
 
 
 def abandoned(place: Path, *, claimed: bool = False) -> list[Path]:

@@ -53,11 +53,13 @@ class _State:
 class FlatTable:
     """One collection's records in a folder; see `vecbridge.backends.Table`."""
 
-    def __init__(self, place: Path, *, home: str = "", base: str | None = None) -> None:
+    def __init__(
+        self, place: Path, *, name: str | None = None, home: str = "", base: str | None = None
+    ) -> None:
         """Opens the collection whose folder is `place`, and whose files lie in its folder `home`.
 
-        `base`: the home that it shall succeed, None where it is the collection already. Raises ManifestError
-        where files are missing or too short.
+        `name`: what it is called, its folder's name if not given. `base`: the home that it shall succeed,
+        None where it is the collection already. Raises ManifestError where files are missing or too short.
         """
         folder = place / home
         if not (folder / RECORDS).is_file():
@@ -66,7 +68,8 @@ class FlatTable:
                 f"restore the folder from a backup or delete it"
             )
         self._folder = folder
-        self._database = Database(place, home=home, base=base)
+        name = place.name if name is None else name
+        self._database = Database(place, name=name, home=home, base=base)
         self.place, self.home, self.base = place, home, base
         self.claim: Claim | None = None
         self._mapped: Vectors | None = None
@@ -74,7 +77,8 @@ class FlatTable:
         try:
             with self._database.reading() as connection:
                 meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
-            self._manifest = _manifest(meta, place)
+            # whoever renames the folder renames the collection
+            self._manifest = replace(_manifest(meta, place), name=name)
             element = self._manifest.layout.element
             self._files = Files(folder, self._manifest.stored_dim, element)
             with self._snapshot():
@@ -375,8 +379,7 @@ def _manifest(meta: dict[str, Any], folder: Path) -> Manifest:
             f"{folder} has file format {int(meta['format'])}, this vecbridge reads up to {FORMAT}; "
             f"upgrade vecbridge"
         )
-    # whoever renames the folder renames the collection
-    return replace(Manifest.load(meta["manifest"], meta["basis"]), name=folder.name)
+    return Manifest.load(meta["manifest"], meta["basis"])
 
 
 def _state(connection: sqlite3.Connection) -> _State:

@@ -22,6 +22,7 @@ from ...errors import (
 )
 from ...limits import Limits, limits
 from ...manifest import Manifest
+from ...names import check_two
 from ...types import Finding
 from . import adoption, build, findings, sql, succession
 from .address import Address, parse
@@ -363,6 +364,20 @@ class Postgres:
         """Drop a successor that shall not become the collection."""
         assert isinstance(successor, Table)
         self._pool.run(lambda connection: succession.discard(connection, self._place, successor))
+
+    def exchange(self, one: str, other: str) -> None:
+        """Let two collections change their names, in one transaction: that of a pause where there is one.
+
+        Raises CollectionNotFound, InputError, Busy.
+        """
+        check_two(one, other)
+        pausing = self._pool.pausing.get(one) or self._pool.pausing.get(other)
+        if pausing is None:
+            self._pool.run(lambda connection: succession.exchange(connection, self._place, one, other))
+        else:
+            with failures(self._address):
+                succession.exchange(pausing, self._place, one, other)
+                pausing.commit()
 
     def findings(self) -> list[Finding]:
         """What is right and wrong with this database and the collections in it; changes nothing."""

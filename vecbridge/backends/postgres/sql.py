@@ -61,6 +61,10 @@ class Place:
         """The search index of a collection."""
         return Identifier(self.names(manifest)[0], index_name(manifest))
 
+    def key(self, manifest: Manifest) -> Identifier:
+        """The index of a collection's primary key."""
+        return Identifier(self.schema, key_name(manifest))
+
     @property
     def catalogue(self) -> Identifier:
         """The table of manifests."""
@@ -103,6 +107,11 @@ def index_name(manifest: Manifest) -> str:
     if manifest.adopted is not None:
         return manifest.adopted.index
     return _beside(manifest, "idx")
+
+
+def key_name(manifest: Manifest) -> str:
+    """The primary key of a collection's table."""
+    return _beside(manifest, "key")
 
 
 def _numbered(name: str, generation: int) -> str:
@@ -190,7 +199,7 @@ def create_table(manifest: Manifest, place: Place) -> list[Composed]:
     create = SQL(
         'CREATE TABLE {} (id text COLLATE "C" CONSTRAINT {} PRIMARY KEY, {}, digest bytea, document text, '
         "metadata jsonb NOT NULL)"
-    ).format(table, Identifier(_beside(manifest, "key")), SQL(", ").join(declared))
+    ).format(table, Identifier(key_name(manifest)), SQL(", ").join(declared))
     settings = [
         SQL("ALTER {0} SET STORAGE {1}, ALTER {0} SET STATISTICS 0").format(
             Identifier(column.name), SQL("PLAIN" if column.inline else "EXTERNAL")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
@@ -171,6 +172,84 @@ def switch(connection: Connection, place: Place, successor: Table) -> None:
         connection.execute(SQL("DROP TABLE {}").format(old))
 
 
+def exchange(connection: Connection, place: Place, one: str, other: str) -> None:
+    """Let two collections change their names; see `Backend.exchange`.
+
+    Each goes on in the next generation of its new name, so that nobody who knows a table by its old name
+    finds it. Others have the same rights afterwards to what has a name now as to what had it before.
+
+    Raises CollectionNotFound, Busy, StoreError.
+    """
+    with connection.transaction():
+        lock(connection, *(place.lock(name) for name in sorted((one, other))))
+        first, second = _manifest(connection, place, one), _manifest(connection, place, other)
+        moves = [(first, _following(first, second)), (second, _following(second, first))]
+        lock(connection, *(successor_lock(place, new) for _, new in moves), place.lock())
+        for _, new in moves:
+            # of somebody who began to lay it out anew, and died
+            connection.execute(SQL("DROP TABLE IF EXISTS {}").format(place.table(new)))
+        for old, _ in moves:
+            _take(connection, place.table(old))
+        rights = {old.name: _owned(connection, place.table(old)) for old, _ in moves}
+        for old, new in moves:
+            _rename(connection, place, old, new)
+        for _, new in moves:
+            _own(connection, place.table(new), *rights[new.name])
+            text, basis = new.dump()
+            connection.execute(
+                SQL("UPDATE {} SET manifest = %s, basis = %b WHERE name = %s").format(place.catalogue),
+                [text, basis, new.name],
+            )
+
+
+def _manifest(connection: Connection, place: Place, name: str) -> Manifest:
+    statement = SQL("SELECT manifest, basis FROM {} WHERE name = %s").format(place.catalogue)
+    try:
+        with connection.transaction():
+            row = connection.execute(statement, [name], binary=True).fetchone()
+    except pg.UndefinedTable:
+        row = None
+    if row is None:
+        raise CollectionNotFound(f"there is no collection {name!r}")
+    return Manifest.load(*row)
+
+
+def _following(collection: Manifest, named: Manifest) -> Manifest:
+    """What a collection says of itself once it has the name of another one."""
+    if named.generation >= sql.MOST_GENERATIONS:
+        raise StoreError(
+            f"collection {named.name!r} has been laid out anew {sql.MOST_GENERATIONS:,} times, and the names "
+            f"of its tables end there; copy its records into a new collection"
+        )
+    return replace(collection, name=named.name, generation=named.generation + 1)
+
+
+def _rename(connection: Connection, place: Place, old: Manifest, new: Manifest) -> None:
+    named = SQL("ALTER TABLE {} RENAME TO {}")
+    connection.execute(named.format(place.table(old), Identifier(sql.table_name(new))))
+    indexes = ((place.key(old), sql.key_name(new)), (place.index(old), sql.index_name(new)))
+    for index, name in indexes:
+        # not all have a search index
+        connection.execute(SQL("ALTER INDEX IF EXISTS {} RENAME TO {}").format(index, Identifier(name)))
+
+
+def _owned(connection: Connection, table: Identifier) -> tuple[str, set[tuple[str, str, bool]]]:
+    """Whose a table is, and the rights that others have to it."""
+    row = connection.execute(
+        "SELECT a.rolname FROM pg_class c JOIN pg_roles a ON a.oid = c.relowner "
+        "WHERE c.oid = to_regclass(%s)",
+        [table.as_string(None)],
+    ).fetchone()
+    assert row is not None
+    return row[0], _rights(connection, table)
+
+
+def _own(connection: Connection, table: Identifier, owner: str, rights: set[tuple[str, str, bool]]) -> None:
+    if _owned(connection, table)[0] != owner:
+        connection.execute(SQL("ALTER TABLE {} OWNER TO {}").format(table, Identifier(owner)))
+    _give(connection, table, rights)
+
+
 def discard(connection: Connection, place: Place, successor: Table) -> None:
     """Drop a successor unless it is the collection, or another's by now."""
     manifest = successor.manifest
@@ -232,7 +311,11 @@ def _take(connection: Connection, table: Identifier) -> None:
 
 def _grant(connection: Connection, old: Identifier, new: Identifier) -> None:
     """Give the rights to one table that others have to another one, neither more nor fewer."""
-    had, has = _rights(connection, old), _rights(connection, new)
+    _give(connection, new, _rights(connection, old))
+
+
+def _give(connection: Connection, new: Identifier, had: set[tuple[str, str, bool]]) -> None:
+    has = _rights(connection, new)
     if had == has:
         return
     for role in sorted({role for role, _, _ in has}):

@@ -8,7 +8,8 @@ qdrant:PATH                Edge: the engine itself, in this process, in a folder
 from __future__ import annotations
 
 import secrets
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...errors import (
@@ -21,6 +22,7 @@ from ...errors import (
 )
 from ...limits import Limits
 from ...manifest import Manifest
+from ...names import check_two
 from ...types import FieldKind, Finding
 from . import config
 from .address import Address, parse
@@ -89,13 +91,16 @@ class Qdrant:
         return self._engine.limits()
 
     def names(self) -> list[str]:
-        groups = grouped(self._engine.collections())
+        groups, called = grouped(self._engine.collections()), self._generations.names()
         return sorted(
-            name for name, physicals in groups.items() if self._generations.is_there(name, physicals)
+            called.now(made)
+            for made, physicals in groups.items()
+            if self._generations.is_there(made, physicals)
         )
 
     def create(self, manifest: Manifest) -> Table:
-        before = self._generations.all(manifest.name)
+        made = self._generations.names().made_as(manifest.name)
+        before = self._generations.all(made)
         if current(before) is not None:
             raise CollectionExists(
                 f"collection {manifest.name!r} is in {self.url} already; open it, drop it, or take another "
@@ -105,7 +110,7 @@ class Qdrant:
             # of one that was dropped while it was laid out anew
             if one.ours:
                 self._generations.clear(one)
-        return self._make(manifest, manifest.name)
+        return self._make(manifest, made)
 
     def _make(self, manifest: Manifest, physical: str) -> Table:
         text, basis = manifest.dump()
@@ -118,7 +123,13 @@ class Qdrant:
             entry["basis"] = f"basis-{secrets.token_hex(16)}"
             self._engine.keep(entry["basis"], basis)
         try:
-            self._generations.create(physical, config.creation(manifest), entry, sorted(fields.items()))
+            self._generations.create(
+                physical,
+                config.creation(manifest),
+                entry,
+                sorted(fields.items()),
+                exchanged=name_of(physical) != manifest.name,
+            )
         except BaseException:
             if basis:
                 with suppress(StoreError):
@@ -136,8 +147,13 @@ class Qdrant:
 
     def look(self, name: str) -> tuple[Table, list[Generation]]:
         """What `open` opens, and what it would remove; nothing is changed."""
-        *former, now = self._line(name)
-        return self._opened(now), former
+        while True:
+            moves = self._engine.moves
+            *former, now = self._line(name)
+            table = self._opened(name, now)
+            # exchanged meanwhile, it would be another's
+            if self._engine.moves == moves:
+                return table, former
 
     def _line(self, name: str) -> list[Generation]:
         if name_of(name) != name:
@@ -145,6 +161,9 @@ class Qdrant:
             raise self._generations.missing(name)
         first = self._generations.look(name)
         line = self._generations.find(name, first)
+        # what was never exchanged takes no further request
+        if (not line or line[-1].exchanged) and (made := self._generations.names().made_as(name)) != name:
+            line = self._generations.find(made, self._generations.look(made))
         if line:
             return line
         if first is not None:
@@ -153,10 +172,9 @@ class Qdrant:
             )
         raise self._generations.missing(name)
 
-    def _opened(self, found: Generation) -> Table:
+    def _opened(self, name: str, found: Generation) -> Table:
         entry = found.entry
         assert entry is not None
-        name = name_of(found.physical)
         basis = b""
         if (where := entry.get("basis")) is not None:
             kept = self._engine.kept(where)
@@ -166,7 +184,7 @@ class Qdrant:
                     f"restore it from a backup, or drop the collection"
                 )
             basis = kept
-        manifest = Manifest.load(entry["manifest"], basis)
+        manifest = replace(Manifest.load(entry["manifest"], basis), name=name)
         if wrong := config.disagreements(manifest, found.description):
             raise ManifestError(
                 f"collection {name!r} in {self.url} is not as its manifest says: {'; '.join(wrong)}"
@@ -174,7 +192,7 @@ class Qdrant:
         return Table(self._engine, manifest, physical=found.physical)
 
     def drop(self, name: str) -> None:
-        there = self._generations.all(name)
+        there = self._generations.all(self._generations.names().made_as(name))
         now = current(there)
         for one in there:
             if one is not now and one.ours:
@@ -187,7 +205,8 @@ class Qdrant:
     def successor(self, manifest: Manifest) -> Table:
         name, generations = manifest.name, self._generations
         before = self._before(manifest)
-        made = self._make(manifest, successor_name(name, manifest.generation))
+        made_as = generations.names().made_as(name)
+        made = self._make(manifest, successor_name(made_as, manifest.generation))
         try:
             # another attempt that was begun at the same moment, of which at most one may stay
             if self._before(manifest, besides=made.physical).physical != before.physical:
@@ -200,7 +219,7 @@ class Qdrant:
 
     def _before(self, manifest: Manifest, *, besides: str | None = None) -> Generation:
         """The collection that a successor is for; other attempts, and what was left over, are removed."""
-        there = self._generations.all(manifest.name)
+        there = self._generations.all(self._generations.names().made_as(manifest.name))
         now = current(there)
         if now is None:
             raise self._generations.missing(manifest.name)
@@ -214,7 +233,7 @@ class Qdrant:
     def switch(self, successor: AnyTable) -> None:
         assert isinstance(successor, Table)
         name, physical = successor.manifest.name, successor.physical
-        there = self._generations.all(name)
+        there = self._generations.all(name_of(physical) or name)
         now = current(there)
         if now is None:
             raise self._generations.missing(name)
@@ -234,6 +253,18 @@ class Qdrant:
         if left is not None and left.waiting:
             with suppress(LayoutChanged):
                 self._generations.clear(left)
+
+    def exchange(self, one: str, other: str) -> None:
+        check_two(one, other)
+        with ExitStack() as held:
+            # by one order, as two may exchange them at the same time
+            physicals = [self._line(name)[-1].physical for name in sorted((one, other))]
+            for physical in physicals:
+                held.enter_context(self._engine.paused(physical))
+            if physicals != [self._line(name)[-1].physical for name in sorted((one, other))]:
+                raise self._generations.changed(one)
+            self._generations.exchange(one, other, physicals)
+            self._engine.moved(physicals)
 
     def findings(self) -> list[Finding]:
         from .findings import findings

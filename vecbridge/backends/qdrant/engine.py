@@ -165,6 +165,14 @@ class Engine(Protocol):
     def sizes(self, name: str) -> Sizes:
         """Bytes on disk; computed from counts where Qdrant does not tell."""
 
+    @property
+    def moves(self) -> int:
+        """How often `moved` was called, as far as is known here: on Edge, by everybody."""
+
+    def moved(self, names: Sequence[str]) -> None:
+        """These collections are now another's by name: what waits to write to one of them ends with
+        CollectionNotFound, where that can be."""
+
     def keep(self, key: str, content: bytes) -> None:
         """Store bytes beside the collections, under a key of letters, digits and dashes."""
 

@@ -13,7 +13,7 @@ from ...errors import CollectionNotFound, ManifestError, VecbridgeError
 from ...explain import human
 from ...types import Finding
 from .engine import Engine, Json
-from .generations import grouped, name_of
+from .generations import Generations, grouped, name_of
 
 if TYPE_CHECKING:
     from . import Qdrant
@@ -48,8 +48,9 @@ def _all(qdrant: Qdrant, engine: Engine, exposed: bool) -> Iterator[Finding]:
             "turn on TLS in the server (service.enable_tls) and use qdrants:// or qdrant+https://",
         )
     names, physicals = qdrant.names(), engine.collections()
-    groups = grouped(physicals)
-    others = sum(one not in names and name_of(one) in (one, None) for one in physicals)
+    called = Generations(engine).names()
+    groups = {called.now(made): found for made, found in grouped(physicals).items()}
+    others = sum(name_of(one) in (one, None) and called.now(one) not in names for one in physicals)
     beside = f", beside {others} that are not vecbridge's" if others else ""
     yield Finding("ok", "collections", f"{len(names) or 'none yet'}{beside}")
     for name in names:
@@ -59,7 +60,7 @@ def _all(qdrant: Qdrant, engine: Engine, exposed: bool) -> Iterator[Finding]:
             continue  # dropped since it was listed
     for name in sorted(set(groups) - set(names)):
         for physical in groups[name]:
-            if physical != name:
+            if physical != called.made_as(name):
                 yield Finding(
                     "warning",
                     f"{name}: leftover",

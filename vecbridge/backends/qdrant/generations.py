@@ -9,6 +9,9 @@ current is said in their metadata, which Qdrant changes key by key (merge_map in
                          written first: while it is not there, opening takes no further request
     vecbridge_state      of a successor: "waiting", then "current". The switch is this one write
     vecbridge_abandoned  of a successor: somebody is about to remove it
+    vecbridge_exchanged  its name may be another's: which, is kept beside all collections, as Qdrant cannot
+                         rename, and replaced in one step; see `vecbridge.names`. In this module a collection
+                         goes by the name that it was made as
 
 Nobody can compare and swap there. So whoever removes a successor says so first, then looks whether it has
 become current, and if so lets it be. Whoever makes it current looks afterwards whether somebody wants to
@@ -30,10 +33,12 @@ from typing import Any
 
 from ...errors import CollectionNotFound, InputError, LayoutChanged, StoreError
 from ...manifest import check_name
+from ...names import Names
 from .engine import Engine, Json
 
 ENTRY = "vecbridge"
 _NEXT, _STATE, _ABANDONED = "vecbridge_next", "vecbridge_state", "vecbridge_abandoned"
+_EXCHANGED, _NAMES = "vecbridge_exchanged", "names"
 _WAITING, _CURRENT = "waiting", "current"
 # a second: the other one has two requests to make
 _LOOKS, _PAUSE = 20, 0.05
@@ -82,6 +87,11 @@ class Generation:
     def abandoned(self) -> bool:
         """Whether somebody has begun to remove it."""
         return bool(self.metadata.get(_ABANDONED))
+
+    @property
+    def exchanged(self) -> bool:
+        """Whether its name may be another's now."""
+        return bool(self.metadata.get(_EXCHANGED))
 
     @property
     def ours(self) -> bool:
@@ -138,6 +148,19 @@ class Generations:
     @property
     def _in_metadata(self) -> bool:
         return self._engine.limits().has("collection metadata")
+
+    # names
+
+    def names(self) -> Names:
+        """The names that collections here exchanged."""
+        return Names.load(self._engine.kept(_NAMES), self._engine.url)
+
+    def exchange(self, one: str, other: str, physicals: Sequence[str]) -> None:
+        """Let these two names change places, in one step; `physicals`: what they stand for in Qdrant."""
+        for physical in physicals:
+            # whoever finds nothing under a name looks at the names by himself
+            self.note(physical, {_EXCHANGED: True})
+        self._engine.keep(_NAMES, self.names().exchanged(one, other).dump())
 
     # looking
 
@@ -207,18 +230,34 @@ class Generations:
         )
 
     def lost(self, name: str, physical: str) -> CollectionNotFound | LayoutChanged:
-        """The error for whoever used Qdrant's collection `physical`, which is not there any more."""
-        line = self.find(name, self.look(name))
-        return self.changed(name) if line and line[-1].physical != physical else self.missing(name)
+        """The error for whoever used Qdrant's collection `physical`, which is not there any more.
+
+        `name` is what the collection is called.
+        """
+        made = name_of(physical) or name
+        line = self.find(made, self.look(made))
+        if (line and line[-1].physical != physical) or self.names().now(made) != name:
+            return self.changed(name)
+        return self.missing(name)
 
     # changing
 
-    def create(self, physical: str, body: Json, entry: Json, fields: Sequence[tuple[str, str]]) -> None:
+    def create(
+        self,
+        physical: str,
+        body: Json,
+        entry: Json,
+        fields: Sequence[tuple[str, str]],
+        *,
+        exchanged: bool = False,
+    ) -> None:
         """Make Qdrant's collection with an entry and indexed fields: all of it or nothing.
 
-        One of a later generation waits. Raises CollectionExists.
+        One of a later generation waits. `exchanged`: it is called otherwise. Raises CollectionExists.
         """
         metadata: Json = {ENTRY: entry}
+        if exchanged:
+            metadata[_EXCHANGED] = True
         if _LATER.fullmatch(physical):
             metadata[_STATE] = _WAITING
         if self._in_metadata:

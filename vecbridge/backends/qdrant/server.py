@@ -64,6 +64,7 @@ class Server(Engine):
         self._address = address
         self._sleep = sleep
         self._strict: dict[str, Strict] = {}
+        self._moves = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
@@ -198,6 +199,14 @@ class Server(Engine):
         return counted.sizes(self.describe(name))
 
     # what lies beside the collections
+
+    @property
+    def moves(self) -> int:
+        return self._moves
+
+    def moved(self, names: Sequence[str]) -> None:
+        """Nobody is told: what other processes have open stays as it is."""
+        self._moves += 1
 
     def keep(self, key: str, content: bytes) -> None:
         blobs.keep(self, key, content)

@@ -21,7 +21,7 @@ from .. import PART_BYTES
 from . import config, points
 from .engine import SHORT, Engine, Found, Json, Points, Query, Scored
 from .filters import Bounds, checker, compile
-from .generations import Generations
+from .generations import Generations, name_of
 
 if TYPE_CHECKING:
     from ...types import Floats
@@ -48,6 +48,7 @@ class Table:
         self._manifest = manifest
         self._physical = manifest.name if physical is None else physical
         self._generations = Generations(engine)
+        self._moves = engine.moves
         self._deleting = threading.Lock()
         self._closed = False
         self._full = config.full_name(manifest)
@@ -67,10 +68,22 @@ class Table:
         """What Qdrant calls it, for one call; where that is gone, the error says what has become of it."""
         if self._closed:
             raise StoreError(f"collection {self._manifest.name!r} was closed; open it again")
+        self._check_name()
         try:
             yield self._physical
         except CollectionNotFound as error:
             raise self._generations.lost(self._manifest.name, self._physical) from error
+        # what was written may have come too late for the name
+        self._check_name()
+
+    def _check_name(self) -> None:
+        """Raises LayoutChanged where the collection is called otherwise since it was opened."""
+        moves = self._engine.moves
+        if moves == self._moves:
+            return
+        if self._generations.names().now(name_of(self._physical) or "") != self._manifest.name:
+            raise self._generations.changed(self._manifest.name)
+        self._moves = moves
 
     def write(self, batch: Batch) -> None:
         vectors, lengths = self._scaled(batch.vectors)
@@ -415,7 +428,7 @@ class Table:
 
     def searched(self, layout: Layout) -> Table:
         made = Table(self._engine, replace(self._manifest, layout=layout), physical=self._physical)
-        made._deleting = self._deleting
+        made._deleting, made._moves = self._deleting, self._moves
         return made
 
     def keep(self, manifest: Manifest) -> None:

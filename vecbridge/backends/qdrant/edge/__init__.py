@@ -206,6 +206,13 @@ class Edge:
                     table += size
         return Sizes(table=table, index=index)
 
+    @property
+    def moves(self) -> int:
+        return self._place.moves
+
+    def moved(self, names: Sequence[str]) -> None:
+        self._checked().moved(names)
+
     def keep(self, key: str, content: bytes) -> None:
         self._checked().keep(key, content)
 

@@ -23,7 +23,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -224,6 +224,7 @@ class Place:
         self.process = os.getpid()
         self.closed = False
         self.leases = 0
+        self.moves = 0
         self.lock = lock
         self.ended = threading.Event()
         self.guard = threading.RLock()
@@ -300,6 +301,16 @@ class Place:
                     raise collection.missing() from None
             sync(self._folder)
             clear(old)
+
+    def moved(self, names: Sequence[str]) -> None:
+        """Let whoever waits to write to these find them gone; the next use loads them again.
+
+        Only while they are paused: nobody may write meanwhile.
+        """
+        with self.guard:
+            self.moves += 1
+            for one in [self._open.pop(name) for name in names if name in self._open]:
+                one.leave()
 
     def keep(self, key: str, content: bytes) -> None:
         """Store bytes under a key, in one step."""
