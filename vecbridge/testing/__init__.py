@@ -16,6 +16,7 @@ import pytest
 
 pytest.register_assert_rewrite(
     "vecbridge.testing.base",
+    "vecbridge.testing.exchanging",
     "vecbridge.testing.lifecycle",
     "vecbridge.testing.filtering",
     "vecbridge.testing.machine",

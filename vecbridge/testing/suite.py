@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .exchanging import ExchangeTests
 from .filtering import FilterTests
 from .lifecycle import LifecycleTests
 from .reading import ReadingTests
@@ -21,9 +22,11 @@ class StoreSuite(
     RefusalTests,
     SharingTests,
     SuccessionTests,
+    ExchangeTests,
 ):
     """Every test that a store must pass. Override the fixture `places`; list known failures in `expected`.
 
     Parts can be subclassed alone: `LifecycleTests`, `RecordTests`, `ReadingTests`, `SearchTests`,
-    `FilterTests`, `RefusalTests`, `SharingTests`, `SuccessionTests`.
+    `FilterTests`, `RefusalTests`, `SharingTests`, `SuccessionTests`,
+    `ExchangeTests`.
     """
