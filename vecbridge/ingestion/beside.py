@@ -118,6 +118,11 @@ class Filling:
                 f"expected {self._beside} to compare by {self._old.space.metric} as {self._old.name} does, "
                 f"got {found.space.metric}; {another}"
             )
+        if self._using.dim not in (None, found.space.dim):
+            raise ModelMismatch(
+                f"expected {self._beside} to hold vectors of {self._using.dim:,} dimensions, got "
+                f"{found.space.dim:,}; {another}"
+            )
         for part in found.inventory():
             ids = [id for id, _ in part]
             if len(self._old.get(ids[:_KNOWN])) < _SHARE * len(ids[:_KNOWN]):
@@ -198,11 +203,11 @@ class Filling:
         """
         seen, found, missing, self._records, self._sampled = array("Q"), 0, 0, 0, []
         total = self._old.count()
-        origin = Origin(self._old.name)
         for batch in self._old.scan(vectors=False):
             there = self._there(batch)
             self._digests = dict(zip(batch.ids, there.digests, strict=True))
             for row, (id, text) in enumerate(zip(batch.ids, batch.documents, strict=True)):
+                origin = Origin(f"{self._old.name}, record {id!a}")
                 if text is None or not text.strip():
                     missing += 1
                     if self._skip_missing and self._rounds == 1:
