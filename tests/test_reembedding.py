@@ -328,7 +328,10 @@ def test_what_the_model_refuses_is_a_reject_and_asked_for_once(tmp_path: Path, f
         assert (done.records, done.rejected, done.missing) == (18, 2, 0)
         alone = [asked.texts for asked in server.asked[before:] if asked.texts in (["bad one"], ["bad two"])]
         assert sorted(alone) == [["bad one"], ["bad two"]]
-        assert {json.loads(line)["id"] for line in (tmp_path / "rejects.jsonl").open()} == {"id-4", "id-9"}
+        assert {json.loads(line)["id"] for line in (tmp_path / "rejects.jsonl").read_text().splitlines()} == {
+            "id-4",
+            "id-9",
+        }
         assert content(flat, f"{name}-beside") == old
 
 
