@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from .errors import (
     ModelMismatch,
 )
 from .ingestion import making
-from .ingestion.beside import Filling, Refused, Wishes
+from .ingestion.beside import Filling, Refused, Wishes, related
 from .ingestion.flow import BATCH
 from .ingestion.making import CACHE, EVALUATION, Budgets
 from .manifest import Tuned, check_name
@@ -261,7 +261,13 @@ def _done(place: store.Store, collection: store.Collection, beside: str, *, drop
         there = False
     else:
         there, before = True, old.space.model
-        old.close()
+        with closing(old):
+            ours = related(collection, old)
+        if drop_old and not ours:
+            raise InputError(
+                f"expected {beside} to be what {collection.name} was before, found records of something else "
+                f"in it; nothing was dropped: name the old one with beside= (--beside)"
+            )
         if drop_old:
             place.drop(beside)
     return Reembedding(

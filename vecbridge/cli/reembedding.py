@@ -90,7 +90,8 @@ def reembed(
     assert embedder is not None
     wanted, budget = options.target(recall), options.budget(memory, disk, latency)
     if drop_old:
-        options.confirm(f"Drop what {name} is now once it is of {embedder}?", yes)
+        other = beside or f"{name}-beside"
+        options.confirm(f"Drop the old {name} ({other} by then) once {name} is of {embedder}?", yes)
     from ..ingestion import load
     from ..reembedding import reembed as run
     from . import progress, render

@@ -53,6 +53,14 @@ class There:
     same: list[bool]
 
 
+def related(collection: store.Collection, other: store.Collection) -> bool:
+    """Whether the records of another collection are, as far as can be seen, those of this one."""
+    for part in other.inventory():
+        ids = [id for id, _ in part[:_KNOWN]]
+        return len(collection.get(ids)) >= _SHARE * len(ids)
+    return True
+
+
 class Refused(Rejects):
     """Rejects that know their ids: what was refused is not asked for again in the same run."""
 
@@ -123,14 +131,11 @@ class Filling:
                 f"expected {self._beside} to hold vectors of {self._using.dim:,} dimensions, got "
                 f"{found.space.dim:,}; {another}"
             )
-        for part in found.inventory():
-            ids = [id for id, _ in part]
-            if len(self._old.get(ids[:_KNOWN])) < _SHARE * len(ids[:_KNOWN]):
-                raise InputError(
-                    f"expected {self._beside} to hold records of {self._old.name}, got others, which would "
-                    f"be lost; {another}"
-                )
-            break
+        if not related(self._old, found):
+            raise InputError(
+                f"expected {self._beside} to hold records of {self._old.name}, got others, which would "
+                f"be lost; {another}"
+            )
         return found
 
     def catch_up(self) -> bool:
