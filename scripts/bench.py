@@ -35,6 +35,7 @@ from pathlib import Path
 
 import psycopg
 from benchmarks import (
+    adopted,
     building,
     client,
     costs,
@@ -72,6 +73,7 @@ JOBS: dict[str, Callable[[Bench], list[AnyLine]]] = {
     "parquet": loading.parquet,
     "memory": growing.memory,
     "growth": growing.growth,
+    "adopt": adopted.adopt,
     "texts": texts.texts,
     "costs": costs.costs,
     "promises": promises.promises,

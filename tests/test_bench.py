@@ -11,16 +11,18 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import bench as program
+import psycopg
 import pytest
-from benchmarks import measure, peers, tables, texts
+from benchmarks import adopted, measure, peers, tables, texts
 from benchmarks.bench import Bench
 from benchmarks.measure import Line, Told, least, most
-from benchmarks.rows import made, questions, recall, truth
+from benchmarks.rows import Rows, made, questions, recall, truth
 from rich.console import Console
 
 ROOT = Path(__file__).parent.parent
@@ -242,6 +244,25 @@ def test_the_script_is_executable_and_installs_peers_apart() -> None:
 ABSENT = tuple(replace(peer, name=f"absent-{peer.name}") for peer in peers.PEERS)
 
 
+@contextmanager
+def as_langchain_does(url: str, data: Rows, dim: int) -> Iterator[adopted.Search]:
+    """LangChain's table, and the query that it sends, without LangChain."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        connection.execute(
+            f"CREATE TABLE {adopted.TABLE} (langchain_id text PRIMARY KEY, content text NOT NULL, "
+            f"embedding vector({dim}) NOT NULL, langchain_metadata json)".encode()
+        )
+        adopted.copied(connection, data)
+
+        def search(asked: list[float]) -> list[str]:
+            statement = f"SELECT langchain_id FROM {adopted.TABLE} ORDER BY embedding <=> %s::vector LIMIT 10"
+            return [row[0] for row in connection.execute(statement.encode(), [str(asked)])]
+
+        yield search
+        connection.execute(f"DROP TABLE {adopted.TABLE}".encode())
+
+
 @pytest.fixture(scope="module")
 def lines_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], list[measure.AnyLine]]]:
     """What a job gives beside peers that are all absent; each job runs once."""
@@ -250,6 +271,8 @@ def lines_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
     folder = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peers, "PEERS", ABSENT)
+        patch.setattr(adopted, "installed", lambda: True)
+        patch.setattr(adopted, "langchain", as_langchain_does)
         # six answers for each request in flight, where a measurement takes sixty
         patch.setattr(texts, "RUN", 0.3)
         with Bench(folder, rounds=1, rows=200, dims=(64,), peers=True, tell=lambda text: None) as bench:
