@@ -145,6 +145,13 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         help="measure nothing, compare two such files",
     )
     parser.add_argument(
+        "--markdown",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="measure nothing, print the tables of such files as Markdown",
+    )
+    parser.add_argument(
         "--glosses",
         type=Path,
         help="texts: these definitions of WordNet (JSON lines) instead of the package's",
@@ -168,13 +175,16 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the jobs and print the tables. 1 if a goal is missed, or if a comparison finds something worse."""
     options = parsed(arguments)
-    if options.compare:
+    if kept := options.compare or options.markdown:
         try:
-            old, new = map(tables.read, options.compare)
+            runs = [tables.read(path) for path in kept]
         except (OSError, ValueError) as error:
             print(error, file=sys.stderr)
             return 2
-        return 1 if tables.changes(old, new) else 0
+        if options.compare:
+            return 1 if tables.changes(*runs) else 0
+        print("\n".join(map(tables.markdown, runs)), end="")
+        return 0
     if options.peers:
         peers.silenced()
         logging.disable(logging.WARNING)

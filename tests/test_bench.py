@@ -168,6 +168,18 @@ def test_compare_prints_what_got_worse_and_fails(tmp_path: Path, capsys: pytest.
     assert program.main(["--compare", str(old), str(tmp_path / "none.json")]) == 2
 
 
+def test_runs_become_tables_of_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    tables.write(one, lines([1.0, 2.0, 3.0]), ABOUT, {})
+    tables.write(two, [Line("other", "x", against="z", why="said no")], ABOUT, {})
+    assert program.main(["--markdown", str(one), str(two)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("| job | vecbridge | beside | ratio | goal |  |\n|---|---|---|---|---|---|\n") == 2
+    assert "### job\n" in said
+    assert "| x |  | z |  |  | not measured: said no |\n" in said
+    assert program.main(["--markdown", str(tmp_path / "none.json")]) == 2
+
+
 def test_tables_show_every_line_whatever_is_in_brackets() -> None:
     console = Console(width=300, record=True, file=io.StringIO())
     shown = [*lines([1.0, 2.0, 3.0]), Line("other", "x [y]", against="z", why="said [no]")]

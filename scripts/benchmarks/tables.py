@@ -82,6 +82,16 @@ def show(lines: Sequence[AnyLine], about: dict[str, Any], *, console: Console | 
         out.print(table)
 
 
+def markdown(lines: Sequence[AnyLine]) -> str:
+    """The same tables, as documents hold them."""
+    parts = []
+    for job, some in groupby(lines, key=lambda line: line.job):
+        shown = ["| job | vecbridge | beside | ratio | goal |  |", "|---|---|---|---|---|---|"]
+        shown += [f"| {' | '.join(row)} |" for row in (line.cells() for line in some)]
+        parts.append(f"### {job}\n\n" + "\n".join(shown) + "\n")
+    return "\n".join(parts)
+
+
 def changes(
     old: Sequence[AnyLine], new: Sequence[AnyLine], *, console: Console | None = None
 ) -> list[Change]:
