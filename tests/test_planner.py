@@ -726,8 +726,10 @@ def test_numbers_are_short() -> None:
     assert [human(size) for size in (0, 999, 1000, 8.19e9, 123.4e9, 999.9e9, 2e15, 5e18)] == [
         "0 bytes", "999 bytes", "1.0 kB", "8.2 GB", "123 GB", "1.0 TB", "2.0 PB", "5,000 PB",
     ]  # fmt: skip
-    assert [lasting(seconds) for seconds in (0.0, 3.21e-3, 0.1, 0.062, 2.96, 9.96, 15.3, 7_100, 15_300)] == [
-        "0 s", "3.2 ms", "0.1 s", "0.062 s", "3 s", "10 s", "15 s", "7,100 s", "4.2 h",
+    taken = (0.0, 3.21e-3, 0.1, 0.062, 2.96, 9.96, 15.3, 119.4, 120, 3_914, 7_199, 7_200, 15_300, 7.2e6)
+    assert [lasting(seconds) for seconds in taken] == [
+        "0 s", "3.2 ms", "0.1 s", "0.062 s", "3 s", "10 s", "15 s", "119 s", "2 min", "65 min", "120 min",
+        "2.0 h", "4.2 h", "2,000.0 h",
     ]  # fmt: skip
 
 

@@ -48,9 +48,11 @@ def human(size: float) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """A duration with as many digits as a rough model deserves: 3.2 ms, 0.1 s, 15 s, 3.5 h."""
+    """A duration with as many digits as a rough model deserves: 3.2 ms, 0.1 s, 15 s, 65 min, 3.5 h."""
     if seconds >= 7_200:
         return f"{seconds / 3_600:,.1f} h"
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
     if 0 < seconds < 0.01:
         return f"{seconds * 1_000:.2g} ms"
     return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

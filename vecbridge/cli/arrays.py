@@ -15,10 +15,16 @@ def matrix(path: Path) -> Floats:
     """The array in a .npy file, mapped and not read; nothing in it is ever run. Raises InputError."""
     import numpy as np
 
+    wanted = f"{path}: expected a .npy file with one array of numbers"
     try:
         vectors: Floats = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected a .npy file with one array of numbers: {error}") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{wanted}, there is no such file; check the path") from error
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{wanted}, and cannot read it ({why}); give a file that you may read") from error
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{wanted}, got something else ({error}); write one with numpy.save") from error
     return vectors
 
 

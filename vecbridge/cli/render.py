@@ -261,7 +261,7 @@ def _ended(made: Summary | Reembedding) -> list[Fact]:
 def _done(made: Summary | Reembedding, rows: list[Fact]) -> None:
     if made.usage is not None:
         rows.append(("embedding", f"{made.usage.texts:,} texts", _usage(made.usage)))
-    seconds = (f"{stage} {spent:.1f} s" for stage, spent in made.seconds.items() if spent >= 0.05)
+    seconds = (f"{stage} {lasting(spent)}" for stage, spent in made.seconds.items() if spent >= 0.05)
     out = console()
     out.print(Text(output.safe(str(made)), style="bold"))
     out.print(_facts([*rows, ("time", ", ".join(seconds) or "under 0.1 s", "")]))
@@ -275,7 +275,7 @@ def copied(made: Copied) -> None:
         rows.append(("tuned", *_tuned(made.tuned)))
     out = console()
     out.print(Text(output.safe(str(made)), style="bold"))
-    out.print(_facts([*rows, ("time", f"{made.seconds:.1f} s", "")]))
+    out.print(_facts([*rows, ("time", lasting(made.seconds), "")]))
 
 
 def exported(made: Exported, name: str) -> None:
@@ -293,7 +293,7 @@ def imported(made: Imported) -> None:
         rows.append(("tuned", *_tuned(made.tuned)))
     out = console()
     out.print(Text(output.safe(f"{said}: {made.written:,} written now"), style="bold"))
-    out.print(_facts([*rows, ("time", f"{made.seconds:.1f} s", "")]))
+    out.print(_facts([*rows, ("time", lasting(made.seconds), "")]))
 
 
 def _usage(used: Usage) -> str:
