@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it has no types
+    from threadpoolctl import ThreadpoolController
 
     from .types import Floats
 
