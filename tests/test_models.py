@@ -181,7 +181,8 @@ def test_openai_counts_one_token_less_than_it_says() -> None:
         ("cohere.embed-multilingual-v3", "embed-multilingual-v3.0"),
         ("models/gemini-embedding-001", "gemini-embedding-001"),
         ("text-embedding-004", "text-embedding-004"),
-        ("wordllama-128", "wordllama"),
+        ("wordllama-256", "wordllama"),
+        ("wordllama-128", "wordllama-128"),
         # a model that one does not know, a tag that no model has, and a server that adds the prefixes itself
         ("bge-m4", None),
         ("bge-m3-finetuned", None),

@@ -489,6 +489,9 @@ MODELS: tuple[Model, ...] = (
         note="shortened by PCA when it was made, which is no Matryoshka training",
     ),
     Model("wordllama", 256, (128, 64), "l2_supercat_256, in the wordllama wheel"),
+    # they come as short as this, so that none can stand for another
+    Model("wordllama-128", 128, (64,), "the same", note="the first 128 dimensions of wordllama"),
+    Model("wordllama-64", 64, (), "the same", note="the first 64 dimensions of wordllama"),
 )
 
 # Other names of the same weights, as providers, registries and tools call them. A wrong one would put wrong
@@ -517,8 +520,6 @@ ALIASES = {
     "amazon-titan-embed-text-v2": "amazon.titan-embed-text-v2",
     # vecbridge's own embedder
     "wordllama-256": "wordllama",
-    "wordllama-128": "wordllama",
-    "wordllama-64": "wordllama",
 }
 
 # Names whose tag says which model it is; without a tag, Ollama takes "latest"

@@ -539,6 +539,14 @@ class Collection:
         self._table.close()
 
 
+def table_of(collection: Collection) -> Table:
+    """What is below a collection: stored vectors pass as they are, which its own calls would shorten.
+
+    It is what was opened, not whatever is there later: a layout that changes raises LayoutChanged.
+    """
+    return collection._table
+
+
 def _check_same(old: Manifest, new: Manifest) -> None:
     """Raise where what goes by a name now holds other vectors than what went by it when it was opened."""
     one, other = old.space, new.space

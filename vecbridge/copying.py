@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checks, conform, planner
+from . import checks, planner, receiving, unfinished
 from .backends import Table
-from .collection import Collection
+from .collection import Collection, table_of
 from .comparing import Fingerprint, chosen, conformed, differing, fingerprint, reduced
-from .errors import CollectionExists, CollectionNotFound, InputError, PlanError, RecallMissed, StoreError
-from .manifest import Manifest, Tuned, check_name
+from .errors import InputError, StoreError
+from .manifest import Tuned, check_name
 from .planner import Plan, Wishes
-from .store import Place, Store
-from .types import Batch, Hit, IndexState, Layout, Progress, Space
+from .store import Store
+from .types import Batch, Hit, IndexState, Layout, Progress
 
 if TYPE_CHECKING:
     from .types import Floats, Metric
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 _COMPARED = 200  # records that are compared in full at the end
 _ASKED, _K = 10, 10  # records whose neighbours are looked for on both sides, and how many of them
 _SECONDS = 60.0  # no further neighbours are looked for after it: exact search of millions takes long
-SAMPLE = 20_000  # vectors that a layout is planned on, and a PCA is fitted on
 # stores add in float32 and in different orders; relative to the vectors' lengths
 _ROUNDING = 1e-5
 # once more where the source was written to meanwhile
@@ -114,276 +112,98 @@ def copy(
     """
     begun = monotonic()
     name = check_name(source.name if name is None else name)
-    target_recall = planner.share(recall)
+    wanted = planner.share(recall)
     if name == source.name and source.url in to.urls:
         raise InputError(
             f"expected another store or another name for the copy of {name!r} in {source.url}, got its own"
         )
-    # what was opened, not whatever is there later: a layout that changes meanwhile raises LayoutChanged
+    unfinished.check_whole(source.manifest, source.url)
     table = table_of(source)
-    origin = f"{source.url} {source.name}"
-    try:
-        target = to.open(name)
-    except CollectionNotFound:
-        wishes: Wishes = {
-            "rows": table.count() if rows is None else rows,
-            "memory": memory,
-            "disk": disk,
-            "latency": latency,
-            "nodes": nodes,
-            "recall": table.manifest.recall if target_recall is None else target_recall,
-            "seed": seed,
-            "progress": progress,
-        }
-        target = made(
-            table.manifest,
-            lambda: table.sample(SAMPLE, seed=seed).vectors,
-            to,
-            name,
-            origin,
-            count=table.count(),
-            layout=layout,
-            wishes=wishes,
-        )
-        fresh = True
-        if on_plan is not None and target.plan is not None:
-            on_plan(target.plan)
-    else:
-        fresh = False
+    origin = unfinished.of_collection(source.url, source.name)
+    with ExitStack() as held:
+        target = receiving.there(to, name)
+        fresh = target is None
+        if target is None:
+            wishes: Wishes = {
+                "rows": table.count() if rows is None else rows,
+                "memory": memory,
+                "disk": disk,
+                "latency": latency,
+                "nodes": nodes,
+                "recall": table.manifest.recall if wanted is None else wanted,
+                "seed": seed,
+                "progress": progress,
+            }
+            target = receiving.made(
+                table.manifest,
+                lambda: table.sample(receiving.SAMPLE, seed=seed).vectors,
+                to,
+                name,
+                origin,
+                count=table.count(),
+                layout=layout,
+                wishes=wishes,
+                on_plan=on_plan,
+            )
+        held.callback(target.close)
+        run = _Run(table, target, to, origin, progress)
         if target.manifest.copy_of != origin:
-            return _settled(table, target, origin, seed=seed, seconds=lambda: monotonic() - begun)
-        _check_begun(table.manifest, target, origin, layout)
-        if target_recall is not None and target_recall != target.manifest.recall:
-            goal = table_of(target)
-            goal.keep(replace(goal.manifest, recall=target_recall))
-    run = _Run(table, table_of(target), origin, progress)
-    run.fill(fresh=fresh)
-    compared, neighbours = run.verify(seed)
-    with warnings.catch_warnings():
-        # whether the recall was met stands in what is returned
-        warnings.simplefilter("ignore", RecallMissed)
-        target.build_index(progress=progress)
-    goal = table_of(target)
-    goal.keep(replace(goal.manifest, copy_of=None))
-    return Copied(
-        source=origin,
-        to=target.url,
-        collection=name,
-        records=goal.count(),
-        written=run.written,
-        removed=run.removed,
-        compared=compared,
-        neighbours=neighbours,
-        index=goal.index_state(),
-        tuned=goal.manifest.tuned,
-        seconds=monotonic() - begun,
-        notes=(*notes(table.manifest, goal.manifest), *run.notes),
-    )
-
-
-def table_of(collection: Collection) -> Table:
-    """What is below a collection: stored vectors pass as they are, which its own calls would shorten."""
-    return collection._now(lambda table: table)
-
-
-# --- where it goes -----------------------------------------------------------------------------------
-
-
-def made(
-    old: Manifest,
-    sampled: Callable[[], Floats],
-    to: Store,
-    name: str,
-    origin: str,
-    *,
-    count: int,
-    layout: Layout | None,
-    wishes: Wishes,
-) -> Collection:
-    """A new, empty collection for the `count` records that `old` is of, marked as an unfinished copy of
-    `origin`.
-
-    `sampled` gives some of its stored vectors, up to `SAMPLE` rows; it is called where they are needed.
-    Raises PlanError, InputError.
-    """
-    seed = wishes["seed"]
-    # what was cut off at the door is gone: the rest is all that can be planned with
-    space = old.space if old.reduction is None else replace(old.space, dim=old.stored_dim, model=None)
-    plan = None
-    if layout is None:
-        target = wishes["recall"]
-        sample = None
-        if target is not None and count >= planner.WORTHWHILE:
-            sample = sampled()
-        wishes = {
-            **wishes,
-            "metric": space.metric,
-            "model": space.model,
-            # a shortened vector is not shortened a second time at the door
-            "nested": space.nested if old.reduction is None else (),
-            "sample": sample,
-        }
-        number, plan = planner.plan_places(
-            space.dim,
-            places=[(place.url, place.limits) for place in to.places],
-            wishes=wishes,
-            speeds=[place.speeds for place in to.places],
+            compared, neighbours = run.settled(seed)
+        else:
+            receiving.check_begun(table.manifest, target, origin, layout)
+            receiving.aim(target, wanted)
+            run.fill(fresh=fresh)
+            compared, neighbours = run.verify(seed)
+            receiving.finish(target, progress)
+        goal = table_of(target)
+        return Copied(
+            source=origin,
+            to=target.url,
+            collection=name,
+            records=goal.count(),
+            written=run.written,
+            removed=run.removed,
+            compared=compared,
+            neighbours=neighbours,
+            index=goal.index_state(),
+            tuned=goal.manifest.tuned,
+            seconds=monotonic() - begun,
+            notes=(*run.notes, *receiving.notes(table.manifest, goal.manifest)),
         )
-        place, planned = to.places[number], plan.layout
-        if old.reduction is not None and planned.shorten is not None:
-            raise PlanError(
-                f"the vectors of {origin} were shortened to {old.stored_dim:,} dimensions already, and no "
-                f"layout on {place.url} holds them as they are within the budgets; give more, or a layout"
-            )
-        space = replace(old.space, nested=plan.space.nested) if old.reduction is None else old.space
-        kept = _as_kept(old, planned, place, space)
-        if reason := place.limits.objection(space, kept):
-            raise PlanError(f"the layout of {origin} cannot be kept on {place.url}: {reason}")
-        rows = plan.rows
-    else:
-        space, kept, rows = old.space, layout, planner.whole_number(wishes["rows"], "rows", 0)
-        if old.reduction is not None and layout.shorten != old.layout.shorten:
-            raise InputError(
-                f"expected a layout that keeps the vectors of {origin} shortened as they are, to "
-                f"{old.stored_dim:,} dimensions: what was cut off is gone"
-            )
-        place = _able(to, space, layout)
-    fitted = (kept.shorten, kept.index.shorten if kept.index else None)
-    rows_of = None
-    if any(one is not None and one.method == "pca" for one in fitted):
-        rows_of = sampled()
-    if old.reduction is None:
-        reduction, inner = conform.fitted(space, kept, rows_of, seed=seed)
-    else:
-        short = replace(space, dim=old.stored_dim)
-        reduction = old.reduction
-        inner = conform.fitted(short, replace(kept, shorten=None), rows_of, seed=seed)[1]
-    manifest = Manifest(
-        name,
-        space,
-        kept,
-        rows,
-        reduction,
-        inner,
-        filterable=old.filterable,
-        chunking=old.chunking,
-        recall=wishes["recall"],
-        copy_of=origin,
-    )
-    return Collection(place.ask(lambda backend: backend.create(manifest)), place=place, plan=plan)
 
 
-def _as_kept(old: Manifest, planned: Layout, place: Place, space: Space) -> Layout:
-    """The planned layout, with vectors that the source shortened or halved as they are, where that can be."""
-    if old.reduction is not None:
-        planned = replace(planned, shorten=old.layout.shorten)
-    if old.layout.element == "float32":
-        return planned
-    halved = replace(planned, element="float16")
-    # where the index needs whole components, they are stored as such: nothing more is lost
-    return planned if place.limits.objection(space, halved) else halved
-
-
-def _able(to: Store, space: Space, layout: Layout) -> Place:
-    """The first place that can hold the layout. Raises PlanError."""
-    reasons = []
-    for place in to.places:
-        reason = place.limits.objection(space, layout)
-        if reason is None:
-            return place
-        reasons.append(f"on {place.url}: {reason}")
-    raise PlanError(f"this layout cannot be made {'; '.join(reasons)}")
-
-
-def _check_begun(old: Manifest, target: Collection, origin: str, layout: Layout | None) -> None:
-    """Raise InputError where an unfinished copy cannot be gone on with."""
-    new = target.manifest
-    where = f"the unfinished copy of {origin}, {new.name!r} in {target.url},"
-    remedy = f"drop {new.name!r} there, and copy again"
-    if replace(old.space, nested=new.space.nested) != new.space or (
-        old.reduction is not None and reduced(old) != reduced(new)
-    ):
-        raise InputError(f"{where} was begun when the source held other vectors; {remedy}")
-    if layout is not None and _built(layout) != _built(new.layout):
-        raise InputError(f"{where} was begun with another layout; leave it out to go on, or {remedy}")
-
-
-def _built(layout: Layout) -> Layout:
-    """The layout but for its search widths, which tuning changes."""
-    index = None if layout.index is None else replace(layout.index, ef_search=0, probes=0)
-    return replace(layout, index=index, oversample=1)
-
-
-def _settled(
-    table: Table, target: Collection, origin: str, *, seed: int, seconds: Callable[[], float]
-) -> Copied:
-    """What is to be said where the copy is complete already. Raises CollectionExists where it is none."""
-    goal = table_of(target)
-    of = goal.manifest.copy_of
-    taken = f"there is already a collection {goal.manifest.name!r} in {target.url}, and it "
-    if of is None:
-        taken += f"does not hold what {origin} does"
-    else:
-        taken += f"is an unfinished copy of {of}"
-    refusal = CollectionExists(f"{taken}; drop it, or give the copy another name")
-    try:
-        _check_begun(table.manifest, target, origin, None)
-    except InputError:
-        raise refusal from None
-    if of is not None or table.count() != goal.count() or fingerprint(table) != fingerprint(goal):
-        raise refusal
-    run = _Run(table, goal, origin, None)
-    try:
-        compared, neighbours = run.verify(seed)
-    except StoreError:
-        raise refusal from None
-    return Copied(
-        source=origin,
-        to=target.url,
-        collection=target.name,
-        records=goal.count(),
-        written=0,
-        removed=0,
-        compared=compared,
-        neighbours=neighbours,
-        index=goal.index_state(),
-        tuned=goal.manifest.tuned,
-        seconds=seconds(),
-        notes=("it was there already: nothing was written", *notes(table.manifest, goal.manifest)),
-    )
-
-
-def notes(old: Manifest, new: Manifest) -> Iterator[str]:
-    """What the copy keeps less of than the source, and what the source has kept less of."""
-    if old.reduction is not None:
-        yield (
-            f"the source keeps its vectors shortened from {old.space.dim:,} to {old.stored_dim:,} "
-            f"dimensions; they were copied as they are"
-        )
-    elif new.reduction is not None:
-        yield (
-            f"vectors are shortened from {new.space.dim:,} to {new.stored_dim:,} dimensions in the copy: "
-            f"what was cut off is in the source alone"
-        )
-    if new.layout.element != old.layout.element:
-        kept = "half precision" if new.layout.element == "float16" else "full precision"
-        yield f"vectors of {old.layout.element} in the source are kept in {kept} ({new.layout.element}) here"
-
-
-# --- what is moved -----------------------------------------------------------------------------------
+class _Differs(StoreError):
+    """What was compared is not the same; no other failure of a store is one."""
 
 
 @dataclass(slots=True)
 class _Run:
-    """One run of copying `table` into `goal`: what it has done so far."""
+    """One run of copying `table` into `target`: what it has done so far."""
 
     table: Table
-    goal: Table
+    target: Collection
+    to: Store
     origin: str
     progress: Progress | None
     written: int = 0
     removed: int = 0
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def goal(self) -> Table:
+        """What is below the copy."""
+        return table_of(self.target)
+
+    def settled(self, seed: int) -> tuple[int, int]:
+        """What `verify` gives, of a copy that is complete already. Raises CollectionExists if it is none."""
+        old = self.table.manifest
+        receiving.check_settled(old, lambda: fingerprint(self.table), self.target, self.origin)
+        try:
+            found = self.verify(seed)
+        except _Differs:
+            raise receiving.taken(self.target, self.origin) from None
+        self.notes.insert(0, "it was there already: nothing was written")
+        return found
 
     def fill(self, *, fresh: bool) -> None:
         """Write whatever is missing or differs, remove what is not in the source. Raises StoreError."""
@@ -393,6 +213,7 @@ class _Run:
             there, here = fingerprint(self.table), fingerprint(self.goal)
             changed |= there != seen
             if there != here:
+                self._check_ours()
                 self.removed += self._prune()
                 there, here = fingerprint(self.table), fingerprint(self.goal)
             fresh = False
@@ -408,6 +229,15 @@ class _Run:
             self.notes.append(
                 "the source was written to while it was copied; the copy has the records that it holds now"
             )
+
+    def _check_ours(self) -> None:
+        """Raise StoreError where another process has completed the copy: it may hold new records by now."""
+        with closing(self.to.open(self.target.name)) as now:
+            if now.manifest.copy_of != self.origin:
+                raise StoreError(
+                    f"another process has completed {self.target.name!r} in {self.target.url}, the copy of "
+                    f"{self.origin}, and one of the two has changed since; nothing was removed from it"
+                )
 
     def _pass(self, *, fresh: bool) -> Fingerprint:
         """Go through the source once, and write what is not there; what was seen of it."""
@@ -450,7 +280,7 @@ class _Run:
         sample = self.table.sample(_COMPARED, seed=seed)
         found = self.goal.read(sample.ids)
         if differ := differing(conformed(sample, old, new), found, new):
-            raise StoreError(
+            raise _Differs(
                 f"{len(differ):,} of {len(sample):,} records of {self.origin} that were compared differ from "
                 f"their copy, {sample.ids[differ[0]]!r} among them: the source is being written to; copy "
                 f"again while nobody writes, which goes on from here"
@@ -474,7 +304,7 @@ class _Run:
             query = np.ascontiguousarray(sample.vectors[row : row + 1])
             one, other = (self._found(table, query) for table in (self.table, self.goal))
             if not self._agree(query, one, other):
-                raise StoreError(
+                raise _Differs(
                     f"the {_K} nearest neighbours of {sample.ids[row]!r} are not the same in {self.origin} "
                     f"and in its copy; copy again while nobody writes, which goes on from here"
                 )

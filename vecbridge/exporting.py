@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from . import unfinished
 from .errors import Busy, InputError
 from .types import Progress
 
@@ -52,19 +53,15 @@ def export_parquet(
     from . import parquet
 
     manifest = collection.manifest
-    if manifest.copy_of is not None:
-        raise InputError(
-            f"{collection.name} is an unfinished copy of {manifest.copy_of}; run again what began it, "
-            f"before it is exported"
-        )
+    unfinished.check_whole(manifest, collection.url)
     batches = collection.scan(where=where)
     with _whole(Path(path), overwrite=overwrite) as out:
         total, done = collection.count(where=where), 0
         if progress is not None:
             progress("exporting", done, total)
-        header = parquet.Header(
-            replace(manifest, tuned=None, generation=0), None if where is None else dict(where)
-        )
+        # of the records, not of where they lie
+        said = replace(manifest, tuned=None, generation=0, adopted=None)
+        header = parquet.Header(said, None if where is None else dict(where))
         with parquet.Writer(out, header) as writer:
             for batch in batches:
                 writer.add(batch)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import copying, planner
+from . import planner, receiving, unfinished
 from .backends import Table
-from .collection import Collection
-from .comparing import Fingerprint, chosen, conformed, differing, fingerprint, reduced
-from .errors import CollectionExists, CollectionNotFound, RecallMissed, StoreError
+from .collection import Collection, table_of
+from .comparing import Fingerprint, chosen, conformed, differing, fingerprint
+from .errors import StoreError
 from .manifest import Manifest, Tuned, check_name
 from .planner import Plan, Wishes
 from .store import Store, connect
@@ -97,23 +96,26 @@ def import_parquet(
     """
     from .parquet import File
 
-    begun, target_recall = monotonic(), planner.share(recall)
+    begun, wanted = monotonic(), planner.share(recall)
     with ExitStack() as held:
         file = held.enter_context(File(path))
         home = held.enter_context(connect(to)) if isinstance(to, str) else to
-        old, id = file.header.manifest, file.header.id
+        old = file.header.manifest
         name = check_name(old.name if name is None else name)
-        origin = f"{file.path.name} ({id})"
-        target = _there(home, name)
+        origin = unfinished.of_file(file.path.name, file.header.id)
+        target = receiving.there(home, name)
+        fresh = target is None
         if target is not None:
             held.callback(target.close)
-            if not _ours(target, id) and (target.manifest.copy_of or target.count() != file.rows):
-                raise _taken(target, origin)
+            if not _ours(target, file) and (target.manifest.copy_of or target.count() != file.rows):
+                raise receiving.taken(target, origin)
         survey = _survey(file, seed, progress)
-        if target is not None and not _ours(target, id):
-            compared = _settled(target, survey, old, origin)
+        if target is not None and not _ours(target, file):
+            receiving.check_settled(old, lambda: survey.fingerprint, target, origin)
+            compared = _compare(table_of(target), survey, old)
+            if compared is None:
+                raise receiving.taken(target, origin)
             return _imported(file, target, 0, compared, begun, "it was there already: nothing was written")
-        fresh = target is None
         if target is None:
             wishes: Wishes = {
                 "rows": file.rows if rows is None else rows,
@@ -121,24 +123,23 @@ def import_parquet(
                 "disk": disk,
                 "latency": latency,
                 "nodes": nodes,
-                "recall": old.recall if target_recall is None else target_recall,
+                "recall": old.recall if wanted is None else wanted,
                 "seed": seed,
                 "progress": progress,
             }
-            target = copying.made(
+            target = receiving.made(
                 old,
                 lambda: _sample(file, seed),
                 home,
                 name,
                 origin,
                 count=file.rows,
-                layout=None,
                 wishes=wishes,
+                on_plan=on_plan,
             )
             held.callback(target.close)
-            if on_plan is not None and target.plan is not None:
-                on_plan(target.plan)
-        table = copying.table_of(target)
+        receiving.aim(target, wanted)
+        table = table_of(target)
         written = _fill(file, table, fresh=fresh, progress=progress)
         if fingerprint(table) != survey.fingerprint:
             raise StoreError(
@@ -152,49 +153,13 @@ def import_parquet(
                 f"of the records of {name!r} in {target.url} that were compared, some are not as {file.path} "
                 f"has them: something else writes to it; import again, which goes on from here"
             )
-        with warnings.catch_warnings():
-            # whether the recall was met stands in what is returned
-            warnings.simplefilter("ignore", RecallMissed)
-            target.build_index(progress=progress)
-        table = copying.table_of(target)
-        table.keep(replace(table.manifest, copy_of=None))
+        receiving.finish(target, progress)
         return _imported(file, target, written, same, begun)
 
 
-def _there(store: Store, name: str) -> Collection | None:
-    try:
-        return store.open(name)
-    except CollectionNotFound:
-        return None
-
-
-def _ours(target: Collection, id: str) -> bool:
-    """Whether it is what an interrupted import of the same file left, under whatever name the file had."""
-    return (target.manifest.copy_of or "").endswith(f"({id})")
-
-
-def _taken(target: Collection, origin: str) -> CollectionExists:
-    of = target.manifest.copy_of
-    what = f"does not hold what {origin} does" if of is None else f"is an unfinished copy of {of}"
-    return CollectionExists(
-        f"there is already a collection {target.name!r} in {target.url}, and it {what}; drop it, or give the "
-        f"import another name"
-    )
-
-
-def _settled(target: Collection, survey: _Survey, old: Manifest, origin: str) -> int:
-    """How many records were compared of an import that is complete already. Raises CollectionExists."""
-    table = copying.table_of(target)
-    new = table.manifest
-    alike = replace(old.space, nested=new.space.nested) == new.space and (
-        old.reduction is None or reduced(old) == reduced(new)
-    )
-    if not alike or fingerprint(table) != survey.fingerprint:
-        raise _taken(target, origin)
-    compared = _compare(table, survey, old)
-    if compared is None:
-        raise _taken(target, origin)
-    return compared
+def _ours(target: Collection, file: File) -> bool:
+    """Whether it is what an interrupted import of the same file left."""
+    return unfinished.same_file(target.manifest.copy_of, file.header.id)
 
 
 def _fill(file: File, table: Table, *, fresh: bool, progress: Progress | None) -> int:
@@ -224,7 +189,7 @@ def _imported(
     file: File, target: Collection, written: int, compared: int, begun: float, *notes: str
 ) -> Imported:
     header, new = file.header, target.manifest
-    said = [*notes, *copying.notes(header.manifest, new)]
+    said = [*notes, *receiving.notes(header.manifest, new)]
     if header.where is not None:
         said.append(f"the file has those records of {header.manifest.name} that matched {header.where}")
     return Imported(
@@ -271,7 +236,7 @@ def _survey(file: File, seed: int, progress: Progress | None) -> _Survey:
 def _sample(file: File, seed: int) -> Floats:
     """Vectors to plan on, float32 (n, stored dim), of all rows alike. Reads the file once more."""
     dim = file.header.manifest.stored_dim
-    sampled = _drawn(file.rows, min(copying.SAMPLE, _SAMPLE_BYTES // (4 * dim)), seed)
+    sampled = _drawn(file.rows, min(receiving.SAMPLE, _SAMPLE_BYTES // (4 * dim)), seed)
     vectors = np.empty((np.count_nonzero(sampled), dim), dtype=np.float32)
     row = done = 0
     for batch in file.batches():

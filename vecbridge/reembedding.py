@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import checks, store
+from . import checks, store, unfinished
 from .cache import Cache
 from .embedders import Embedder, Service, Usage
 from .errors import (
@@ -154,6 +154,9 @@ def reembed(
         place = store.Store([home])
         old = place.open(name)
         stack.callback(old.close)
+        unfinished.check_whole(old.manifest, old.url)
+        if old.manifest.adopted is not None:
+            raise InputError(_adopted(old))
         if _is_of(old, using):
             return _done(place, old, beside, drop_old=drop_old)
         before = using.usage() if isinstance(using, Service) else Usage()
@@ -192,6 +195,7 @@ def reembed(
         table = home.ask(lambda backend: backend.open(name))
         stack.callback(table.close)
         with table.paused():
+            _check_still(old, home)
             if run.catch_up():
                 new.build_index(progress=progress)
             with run.clock("compare"):
@@ -240,16 +244,40 @@ def _beside(name: str) -> str:
         ) from error
 
 
+def _adopted(collection: store.Collection) -> str:
+    """Why a collection in another library's table is not given another model, and what to do."""
+    adopted = collection.manifest.adopted
+    assert adopted is not None
+    return (
+        f"expected a collection of vecbridge's own, got {collection.name}, which is the table "
+        f"{adopted.schema}.{adopted.table}: what its owner writes later would have no vector of the new model; "
+        f"copy it (vecbridge copy {collection.url} {collection.name} {collection.url} NAME), and give the copy "
+        f"another model"
+    )
+
+
+def _check_still(old: store.Collection, home: store.Place) -> None:
+    """Raise ModelMismatch where the name is another collection's by now: exchanged again, it would be lost."""
+    with closing(home.ask(lambda backend: backend.open(old.name))) as now:
+        there = now.manifest.space
+    if (there.dim, there.metric, there.model) != (old.space.dim, old.space.metric, old.space.model):
+        raise ModelMismatch(
+            f"another process has given {old.name} vectors of {there.model or 'an unknown model'} "
+            f"({there.dim:,} dimensions) meanwhile; nothing was switched, run again to see what is left to do"
+        )
+
+
 def _is_of(collection: store.Collection, embedder: Embedder) -> bool:
     """Whether a collection's vectors are those of an embedder already."""
     space = collection.space
-    if space.model is None or embedder.dim not in (None, space.dim):
-        return False
     try:
         checks.check_model(embedder.model, space)
     except ModelMismatch:
         return False
-    return True
+    if space.model is None:
+        return False
+    # an API has to be asked: models come in several lengths, and servers cut them short
+    return (embedder.dim or embedder.embed(["length"]).shape[1]) == space.dim
 
 
 def _done(place: store.Store, collection: store.Collection, beside: str, *, drop_old: bool) -> Reembedding:

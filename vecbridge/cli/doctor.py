@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +23,9 @@ from ..errors import (
 )
 from ..types import Finding
 from . import options, output
+
+if TYPE_CHECKING:
+    from ..backends import Backend
 
 _SICK = 1
 
@@ -78,11 +82,31 @@ def examine(url: str) -> Place:
     except VecbridgeError as error:
         return Place(shown, [explained(error)])
     try:
-        return Place(backend.url, backend.findings())
+        return Place(backend.url, [*backend.findings(), *_unfinished(backend)])
     except VecbridgeError as error:
         return Place(backend.url, [explained(error)])
     finally:
         backend.close()
+
+
+def _unfinished(backend: Backend) -> Iterator[Finding]:
+    """Of each copy that was begun and is not complete, what goes on with it."""
+    from .. import unfinished
+
+    # what cannot be opened is among the other findings
+    manifests = []
+    with suppress(VecbridgeError):
+        for name in backend.names():
+            with suppress(VecbridgeError), closing(backend.open(name)) as table:
+                manifests.append(table.manifest)
+    for manifest in manifests:
+        if manifest.copy_of is not None:
+            yield Finding(
+                "warning",
+                f"{manifest.name}: copy",
+                f"it is an unfinished copy of {manifest.copy_of}",
+                f"go on with it: {unfinished.command(manifest, backend.url)}",
+            )
 
 
 # folders that connect() would make, and what is in one that was made

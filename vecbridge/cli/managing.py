@@ -37,6 +37,7 @@ def info(words: options.Place, as_json: options.Json = False) -> None:
                 "recall": manifest.recall,
                 "tuned": None if manifest.tuned is None else asdict(manifest.tuned),
                 "adopted": None if manifest.adopted is None else asdict(manifest.adopted),
+                "unfinished_copy_of": manifest.copy_of,
                 "sizes": asdict(sizes),
                 "version": manifest.version,
             }

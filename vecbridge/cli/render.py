@@ -19,6 +19,7 @@ from rich.text import Text
 
 from ..evidence import SHOWN
 from ..explain import best, by_reason, describe, human, lasting, measured, representations, title, why
+from ..unfinished import command
 from . import output
 
 if TYPE_CHECKING:
@@ -351,6 +352,7 @@ def info(url: str, manifest: Manifest, count: int, state: IndexState, sizes: Siz
         ("collection", Text(manifest.name, style="bold"), ""),
         ("store", output.safe(url), ""),
         ("records", f"{count:,}", f"planned for {manifest.rows:,}"),
+        *([] if manifest.copy_of is None else [_unfinished(url, manifest)]),
         ("vectors", f"{space.dim:,} dimensions, {space.metric}", ""),
         ("model", output.safe(space.model) if space.model else "not named", ""),
     ]
@@ -365,6 +367,11 @@ def info(url: str, manifest: Manifest, count: int, state: IndexState, sizes: Siz
         ("made by", f"vecbridge {manifest.version}", ""),
     ]
     console().print(_facts(rows))
+
+
+def _unfinished(url: str, manifest: Manifest) -> Fact:
+    goes_on = f"go on with: {command(manifest, url)}"
+    return ("unfinished", f"a copy of {manifest.copy_of}", goes_on)
 
 
 def _facts(rows: Iterable[Fact]) -> Table:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import store
+from .. import store, unfinished
 from ..embedders import Embedder, document_prefix
 from ..errors import CollectionNotFound, InputError, ModelMismatch, StoreError, VecbridgeError
 from ..planner import Plan
@@ -131,6 +131,7 @@ class Filling:
                 f"expected {self._beside} to hold vectors of {self._using.dim:,} dimensions, got "
                 f"{found.space.dim:,}; {another}"
             )
+        unfinished.check_whole(found.manifest, found.url)
         if not related(self._old, found):
             raise InputError(
                 f"expected {self._beside} to hold records of {self._old.name}, got others, which would "

@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING
 from psycopg import errors as pg
 from psycopg.sql import SQL, Composed, Identifier
 
-from ...errors import CollectionNotFound, LayoutChanged, ManifestError, StoreError, VecbridgeError
+from ...errors import (
+    CollectionNotFound,
+    InputError,
+    LayoutChanged,
+    ManifestError,
+    StoreError,
+    VecbridgeError,
+)
 from ...manifest import Manifest
 from . import sql
 from .pool import Connection
@@ -178,11 +185,17 @@ def exchange(connection: Connection, place: Place, one: str, other: str) -> None
     Each goes on in the next generation of its new name, so that nobody who knows a table by its old name
     finds it. Others have the same rights afterwards to what has a name now as to what had it before.
 
-    Raises CollectionNotFound, Busy, StoreError.
+    Raises CollectionNotFound, InputError where one of them is a table of others, Busy, StoreError.
     """
     with connection.transaction():
         lock(connection, *(place.lock(name) for name in sorted((one, other))))
         first, second = _manifest(connection, place, one), _manifest(connection, place, other)
+        for collection in (first, second):
+            if collection.adopted is not None:
+                raise InputError(
+                    f"expected two collections of vecbridge's own, got {collection.name!r}, which is the "
+                    f"table {collection.adopted.schema}.{collection.adopted.table}: its name is its owner's"
+                )
         moves = [(first, _following(first, second)), (second, _following(second, first))]
         lock(connection, *(successor_lock(place, new) for _, new in moves), place.lock())
         for _, new in moves:
