@@ -6,7 +6,9 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ import pytest
 from commands import Ran
 
 import vecbridge
-from vecbridge import cli, copying
+from vecbridge import cli, copying, unfinished
 from vecbridge.copying import Copied
 from vecbridge.errors import (
     CollectionExists,
@@ -23,6 +25,7 @@ from vecbridge.errors import (
     InputError,
     PlanError,
     StoreError,
+    Unavailable,
     VectorError,
 )
 from vecbridge.manifest import Chunking
@@ -437,6 +440,71 @@ def test_a_copy_whose_neighbours_are_others_is_not_said_to_be_one(
     assert vecbridge.copy(source, other).neighbours == 10
 
 
+def test_what_was_completed_meanwhile_is_not_robbed_of_new_records(
+    flat: vecbridge.Store, other: vecbridge.Store, place: Path
+) -> None:
+    """A second process is faster, and its user goes on at once."""
+    source = filled(flat)
+
+    def faster(stage: str, done: int, total: int | None) -> None:
+        if stage == "copying" and done == 100:
+            with vecbridge.connect(flat.url) as there, vecbridge.connect(other.url) as here:
+                assert vecbridge.copy(there.open("papers"), here).records == ROWS
+                here.open("papers").upsert(["precious"], vectors(1))
+
+    with pytest.raises(StoreError, match=r"another process has completed 'papers' .* nothing was removed"):
+        vecbridge.copy(source, other, progress=faster)
+    assert set(content(other.open("papers"))) == {*content(source), "precious"}
+
+
+def test_two_that_copy_at_once_both_end_well(flat: vecbridge.Store, other: vecbridge.Store) -> None:
+    source = filled(flat)
+
+    def second() -> Copied:
+        with vecbridge.connect(flat.url) as there, vecbridge.connect(other.url) as here:
+            return vecbridge.copy(there.open("papers"), here)
+
+    begun, runs = threading.Event(), []
+    with ThreadPoolExecutor(1) as pool:
+
+        def start(stage: str, done: int, total: int | None) -> None:
+            if not begun.is_set():
+                begun.set()
+                runs.append(pool.submit(second))
+
+        first = vecbridge.copy(source, other, progress=start)
+        assert [first.records, runs[0].result(60).records] == [ROWS, ROWS]
+    assert content(other.open("papers")) == content(source)
+    assert other.open("papers").manifest.copy_of is None
+
+
+def test_who_begins_a_moment_later_is_told_to_go_on(
+    flat: vecbridge.Store, other: vecbridge.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = filled(flat)
+    ended(source, other)
+    monkeypatch.setattr("vecbridge.receiving.there", lambda store, name: None)
+    with pytest.raises(CollectionExists, match=r"another process has made 'papers' in .* it goes on"):
+        vecbridge.copy(source, other)
+    monkeypatch.undo()
+    assert vecbridge.copy(source, other).written == ROWS - 100
+
+
+def test_a_store_that_is_lost_is_not_taken_for_one_that_differs(
+    flat: vecbridge.Store, other: vecbridge.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its user would be told to drop what is a complete copy."""
+    source = filled(flat)
+    vecbridge.copy(source, other)
+
+    def lost(*_: object) -> int:
+        raise Unavailable("the connection is lost")
+
+    monkeypatch.setattr(copying._Run, "_neighbours", lost)
+    with pytest.raises(Unavailable, match="the connection is lost"):
+        vecbridge.copy(source, other)
+
+
 # --- what is refused ---------------------------------------------------------------------------------
 
 
@@ -482,6 +550,76 @@ def test_an_unfinished_copy_of_something_else_is_left_alone(
     with pytest.raises(InputError, match="was begun when the source held other vectors; drop 'papers' there"):
         vecbridge.copy(anew, other)
     assert other.open("papers").count() == 100
+
+
+def test_an_unfinished_copy_is_no_source(
+    flat: vecbridge.Store, other: vecbridge.Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = filled(flat, unit=True)
+    ended(source, other)
+    goes_on = f"vecbridge copy {flat.url} papers {other.url} papers"
+    part = other.open("papers")
+    with pytest.raises(InputError, match=rf"got papers in .* go on with it first: {re.escape(goes_on)}"):
+        vecbridge.copy(part, flat, name="part")
+    with pytest.raises(InputError, match="is an unfinished copy of"):
+        vecbridge.reembed(other.url, "papers", embedder="hashing:24", cache=False)
+    assert flat.collections() == other.collections() == ["papers"]
+    # what it is, and what goes on with it
+    told = command(capsys, "info", other.url, "papers")
+    assert f"unfinished a copy of {flat.url} papers go on with: {goes_on}" in " ".join(told.out.split())
+    assert command(capsys, "info", other.url, "papers", "--json").json["unfinished_copy_of"] == (
+        f"{flat.url} papers"
+    )
+    findings = command(capsys, "doctor", other.url, "--json").json["places"][0]["findings"]
+    (found,) = [one for one in findings if one["subject"] == "papers: copy"]
+    assert found["level"] == "warning"
+    assert found["found"] == f"it is an unfinished copy of {flat.url} papers"
+    assert found["remedy"] == f"go on with it: {goes_on}"
+    ran = command(capsys, *goes_on.split()[1:])
+    assert ran.code == 0, ran.err
+    assert content(other.open("papers")) == content(source)
+    for line in (["info", other.url, "papers"], ["doctor", other.url]):
+        assert "unfinished" not in command(capsys, *line).out
+
+
+def test_no_password_is_kept_or_said(pg: str, flat: vecbridge.Store, place: Path) -> None:
+    """Neither that of the source, which the copy names, nor that of the copy."""
+    secret = "s3cr%21t"
+    schemed, _, rest = pg.partition("://")
+    user, _, host = rest.rpartition("@")
+    typed = f"{schemed}://{user.partition(':')[0] or 'postgres'}:{secret}@{host}"
+    with vecbridge.connect(pg) as plain:
+        filled(plain)
+    with vecbridge.connect(typed) as store:
+        source = store.open("papers")
+        assert ended(source, flat) > 0
+        part = flat.open("papers")
+        said = [
+            repr(source),
+            repr(store),
+            part.manifest.dump()[0],
+            unfinished.command(part.manifest, flat.url),
+        ]
+        with pytest.raises(InputError, match="unfinished copy") as refused:
+            vecbridge.export_parquet(part, place / "part.parquet")
+        with pytest.raises(CollectionExists, match="unfinished copy of postgresql:") as taken:
+            vecbridge.copy(filled(flat, "twin"), flat, name="papers")
+        with pytest.raises(InputError, match="expected another store") as same:
+            vecbridge.copy(source, store)
+        done = vecbridge.copy(source, flat)
+        back = vecbridge.copy(flat.open("papers"), store, name="back")
+        said += [*map(str, (refused.value, taken.value, same.value, done, back))]
+        said += [json.dumps(one.to_dict()) for one in (done, back)]
+        said += [store.open("back").manifest.dump()[0]]
+        vecbridge.export_parquet(store.open("back"), place / "back.parquet")
+    assert f"unfinished copy of {source.url} papers" in said[4]
+    for text in said:
+        assert secret not in text
+        assert "s3cr!t" not in text
+    for file in (place / "flat").rglob("*"):
+        if file.is_file():
+            assert b"s3cr" not in file.read_bytes()
+    assert b"s3cr" not in (place / "back.parquet").read_bytes()
 
 
 def test_bad_input_makes_nothing(flat: vecbridge.Store, other: vecbridge.Store) -> None:

@@ -402,6 +402,62 @@ def test_a_writer_that_cannot_be_kept_off_is_found(
         assert (done.embedded, done.removed, done.records) == (0, 1, 8)
 
 
+def test_who_is_slower_does_not_undo_the_switch_of_another(tmp_path: Path, url: str, name: str) -> None:
+    """Two runs at once: a store that cannot tell of the switch would exchange the names back."""
+    ingest(lines(tmp_path / "a.jsonl", 12), url, name)
+    runs: list[Reembedding] = []
+
+    def faster(stage: str, done: int, total: int | None) -> None:
+        if stage == "evaluate" and done and not runs:
+            runs.append(reembed(url, name))
+
+    with pytest.raises(ModelMismatch, match=r"another process has given .* of wordllama-128"):
+        reembed(url, name, evaluate=True, progress=faster)
+    assert runs[0].switched
+    with vecbridge.connect(url) as store:
+        assert store.open(name).space.model == "wordllama-128"
+        assert store.open(f"{name}-beside").space.model == "wordllama-64"
+        assert store.open(name).count() == 12
+    assert reembed(url, name).switched is False
+
+
+def test_a_length_that_an_api_has_not_told_yet_is_asked_for(tmp_path: Path, flat: str, name: str) -> None:
+    """The same model, shorter: not what is there already."""
+    ingest(lines(tmp_path / "a.jsonl", 8), flat, name, "hashing:24")
+    with vecbridge.connect(flat) as store:
+        whole = store.open(name)
+        longer = store.create("longer", dim=24, model="any", layout=whole.layout)
+        batch = whole.get([f"id-{row}" for row in range(8)])
+        longer.upsert(batch.ids, batch.vectors, documents=batch.documents)
+    with EmbeddingServer(lambda asked: good(asked, dim=16)) as server, ExitStack() as stack:
+        done = reembed(flat, "longer", any_model(server, stack))
+        assert (done.switched, done.dim, done.embedded) == (True, 16, 8)
+        asked = server.requests
+        again = reembed(flat, "longer", any_model(server, stack))
+        assert (again.switched, server.requests - asked) == (False, 1)
+
+
+def test_one_length_of_wordllama_is_not_another(tmp_path: Path, flat: str, name: str) -> None:
+    class Silent:
+        """Knows its name, and not its length."""
+
+        model, dim, nested = "wordllama-64", None, None
+
+        def embed(self, texts: Any) -> Any:
+            return np.ones((len(texts), 64), np.float32)
+
+        def embed_query(self, text: str) -> Any:
+            return np.ones(64, np.float32)
+
+        def close(self) -> None:
+            pass
+
+    with vecbridge.connect(flat) as store:
+        store.create(name, dim=64, model="wordllama-128").upsert(["a"], np.ones((1, 64)), documents=["words"])
+        done = reembed(flat, name, Silent())
+        assert (done.switched, done.embedded, done.model) == (True, 1, "wordllama-64")
+
+
 def test_rights_and_index_go_with_the_name(tmp_path: Path, pg18: str) -> None:
     name = "granted"
     schema = f"reembed{next(NUMBERS)}"

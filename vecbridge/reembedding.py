@@ -250,14 +250,14 @@ def _adopted(collection: store.Collection) -> str:
     assert adopted is not None
     return (
         f"expected a collection of vecbridge's own, got {collection.name}, which is the table "
-        f"{adopted.schema}.{adopted.table}: what its owner writes later would have no vector of the new model; "
-        f"copy it (vecbridge copy {collection.url} {collection.name} {collection.url} NAME), and give the copy "
-        f"another model"
+        f"{adopted.schema}.{adopted.table}: what its owner writes later would have no vector of the new "
+        f"model; copy it (vecbridge copy {collection.url} {collection.name} {collection.url} NAME), and give "
+        f"the copy another model"
     )
 
 
 def _check_still(old: store.Collection, home: store.Place) -> None:
-    """Raise ModelMismatch where the name is another collection's by now: exchanged again, it would be lost."""
+    """Raise ModelMismatch where the name is another's by now: to exchange once more would undo that."""
     with closing(home.ask(lambda backend: backend.open(old.name))) as now:
         there = now.manifest.space
     if (there.dim, there.metric, there.model) != (old.space.dim, old.space.metric, old.space.model):
