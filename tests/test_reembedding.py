@@ -421,6 +421,54 @@ def test_who_is_slower_does_not_undo_the_switch_of_another(tmp_path: Path, url: 
     assert reembed(url, name).switched is False
 
 
+def test_what_is_begun_is_told_with_the_command_that_goes_on(
+    tmp_path: Path, url: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ingest(lines(tmp_path / "a.jsonl", 12), url, name)
+
+    def end(stage: str, done: int, total: int | None) -> None:
+        if stage == "write" and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reembed(url, name, progress=end)
+    beside = f"{name}-beside"
+    mark = f"{name}, embedded by wordllama-128"
+    goes_on = f"vecbridge reembed {url} {name} --embedder SPEC --beside {beside}"
+    with vecbridge.connect(url) as store:
+        assert store.open(beside).manifest.copy_of == mark
+        assert store.open(name).manifest.copy_of is None
+        with pytest.raises(InputError, match=f"unfinished copy of {mark}; go on with it first: {goes_on}"):
+            vecbridge.copy(store.open(beside), store, name="part")
+    capsys.readouterr()
+    assert command(["info", url, beside]) == 0
+    assert f"unfinished a copy of {mark} go on with: {goes_on}" in " ".join(capsys.readouterr().out.split())
+    assert command(["doctor", url, "--json"]) in (0, 1)
+    findings = json.loads(capsys.readouterr().out)["places"][0]["findings"]
+    assert [one["remedy"] for one in findings if one["subject"] == f"{beside}: copy"] == [
+        f"go on with it: {goes_on}"
+    ]
+    assert reembed(url, name).switched
+    with vecbridge.connect(url) as store:
+        assert {store.open(one).manifest.copy_of for one in (name, beside)} == {None}
+
+
+def test_what_is_a_copy_of_something_else_is_not_taken(tmp_path: Path, flat: str, name: str) -> None:
+    ingest(lines(tmp_path / "a.jsonl", 8), flat, name, "hashing:24")
+
+    def end(stage: str, done: int, total: int | None) -> None:
+        if stage == "copying" and done:
+            raise KeyboardInterrupt
+
+    with vecbridge.connect(flat) as store:
+        with pytest.raises(KeyboardInterrupt):
+            vecbridge.copy(store.open(name), store, name="part", progress=end)
+        ingest(tmp_path / "a.jsonl", flat, "twin")
+        with pytest.raises(InputError, match=r"got part in .*, which is an unfinished copy of flat:"):
+            reembed(flat, "twin", "hashing:24", beside="part")
+        assert store.open("part").manifest.copy_of == f"{flat} {name}"
+
+
 def test_a_length_that_an_api_has_not_told_yet_is_asked_for(tmp_path: Path, flat: str, name: str) -> None:
     """The same model, shorter: not what is there already."""
     ingest(lines(tmp_path / "a.jsonl", 8), flat, name, "hashing:24")

@@ -140,7 +140,7 @@ class Manifest:
     `rows` is what the layout was planned for. `reduction` shortens vectors at the door, `index_reduction`
     what the index holds; at most one of them is a fitted basis. `filterable`: metadata fields, as filters
     name them, that stores which index fields shall index. `chunking`: how its texts were cut, None where that
-    is not known. `copy_of`: the URL and name of the collection that this one is an unfinished copy of.
+    is not known. `copy_of`: what this one is an unfinished copy of (see `unfinished`), None if it is whole.
     `adopted`: where the records lie, if not in a table of vecbridge's own.
     """
 

@@ -200,6 +200,7 @@ def reembed(
                 new.build_index(progress=progress)
             with run.clock("compare"):
                 run.compare()
+            run.complete()
             home.ask(lambda backend: backend.exchange(name, beside))
         refused.close(finished=True)
         if drop_old:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from . import adopting, backends, calibrations, checks, conform, planner
 from .adopting import Adoption
 from .backends import Adopting, Backend, Table, Wanted
-from .collection import Collection
+from .collection import Collection, table_of
 from .errors import (
     Busy,
     CollectionExists,
@@ -36,7 +36,7 @@ from .types import FieldKind, Layout, Metric, Progress, Space
 if TYPE_CHECKING:
     from .evidence import Evidence
 
-__all__ = ["Collection", "Place", "Store", "connect"]
+__all__ = ["Collection", "Place", "Store", "connect", "table_of"]
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .manifest import Manifest
 
 _FILE = re.compile(r"(.*) \(([0-9a-f]{32})\)", re.DOTALL)
+_MODEL = re.compile(r"([A-Za-z0-9_-]+), embedded by .*", re.DOTALL)
 
 
 def of_collection(url: str, name: str) -> str:
@@ -23,6 +24,17 @@ def of_collection(url: str, name: str) -> str:
 def of_file(file: str, id: str) -> str:
     """The mark of a copy of an exported file, by its name and the id in it."""
     return f"{file} ({id})"
+
+
+def of_model(name: str, model: str) -> str:
+    """The mark of what shall take the place of a collection beside it, with vectors of another model."""
+    return f"{name}, embedded by {model}"
+
+
+def same_name(mark: str | None, name: str) -> bool:
+    """Whether a mark is that of what shall take the place of the collection `name`."""
+    found = None if mark is None else _MODEL.fullmatch(mark)
+    return found is not None and found[1] == name
 
 
 def same_file(mark: str | None, id: str) -> bool:
@@ -37,6 +49,8 @@ def command(manifest: Manifest, url: str) -> str:
     assert mark is not None
     if found := _FILE.fullmatch(mark):
         words = ["vecbridge", "import", found[1], url, manifest.name]
+    elif found := _MODEL.fullmatch(mark):
+        words = ["vecbridge", "reembed", url, found[1], "--embedder", "SPEC", "--beside", manifest.name]
     else:
         source, _, name = mark.rpartition(" ")
         words = ["vecbridge", "copy", source, name, url, manifest.name]

@@ -6,7 +6,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +131,8 @@ class Filling:
                 f"expected {self._beside} to hold vectors of {self._using.dim:,} dimensions, got "
                 f"{found.space.dim:,}; {another}"
             )
-        unfinished.check_whole(found.manifest, found.url)
+        if not unfinished.same_name(found.manifest.copy_of, self._old.name):
+            unfinished.check_whole(found.manifest, found.url)
         if not related(self._old, found):
             raise InputError(
                 f"expected {self._beside} to hold records of {self._old.name}, got others, which would "
@@ -198,6 +199,8 @@ class Filling:
                 chunking=chunking,
                 progress=self.report,
             )
+        table = store.table_of(made)
+        table.keep(replace(table.manifest, copy_of=unfinished.of_model(old.name, self._using.model)))
         if self._wishes.on_plan is not None and made.plan is not None:
             self._wishes.on_plan(made.plan)
         return made
@@ -309,6 +312,13 @@ class Filling:
                 f"while nobody writes"
             )
         self.report("compare", len(there), len(there))
+
+    def complete(self) -> None:
+        """Take away the mark by which others see that it is not complete."""
+        assert self.new is not None
+        table = store.table_of(self.new)
+        if table.manifest.copy_of is not None:
+            table.keep(replace(table.manifest, copy_of=None))
 
 
 def _contents(
