@@ -76,25 +76,37 @@ def encode(vectors: Array, lengths: Array) -> Codes:
     """Rows (n, d), float16 or float32; `lengths` of the rows (n,), float64."""
     rows, dim = vectors.shape
     made = Codes(np.empty((rows, dim), dtype=np.int8), np.empty(rows, dtype=SCALES))
-    step = max(1, 2**18 // dim)  # what is gone through several times stays in the processor's cache
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        block = vectors[part].astype(np.float32)
-        # the largest component without a copy of absolute values
-        size = np.maximum(block.max(axis=1), -block.min(axis=1))
-        ordinary = size >= _TINY
-        safe = np.where(ordinary, size, np.float32(1))
-        block *= (np.float32(_LEVELS) / safe)[:, None]
-        block *= ordinary[:, None]
-        near = np.rint(block)
-        made.matrix[part] = near
-        block -= near
-        left = np.sqrt(np.einsum("ij,ij->i", block, block).astype(np.float64) + dim * 2.0**-126)
-        scale = np.where(ordinary, safe / np.float32(_LEVELS), np.float32(0))
-        made.scales["scale"][part] = scale
-        error = scale * left * (1 + (dim + 8) * _U) + 4 * _U * lengths[part]
-        made.scales["error"][part] = _above(np.where(ordinary, error, lengths[part]))
+    # what is gone through several times stays in the processor's cache
+    step = max(1, 2**16 // dim)
+    parts = deque(range(0, rows, step))
+
+    def work() -> None:
+        scaled, near = np.empty((2, min(step, rows), dim), dtype=np.float32)
+        for start in _taken(parts):
+            part = slice(start, min(start + step, rows))
+            here = slice(part.stop - start)
+            _encode(vectors[part], lengths[part], made, part, scaled[here], near[here])
+
+    _together(work, min(_THREADS, rows * dim // _SHARED))
     return made
+
+
+def _encode(rows: Array, lengths: Array, made: Codes, part: slice, scaled: Array, near: Array) -> None:
+    """The codes of one part; `scaled` and `near`, float32 and of the shape of `rows`, are written over."""
+    block, dim = rows.astype(np.float32, copy=False), rows.shape[1]
+    # the largest component without a copy of absolute values
+    size = np.maximum(block.max(axis=1), -block.min(axis=1))
+    ordinary = size >= _TINY
+    safe = np.where(ordinary, size, np.float32(1))
+    np.multiply(block, np.where(ordinary, np.float32(_LEVELS) / safe, np.float32(0))[:, None], out=scaled)
+    np.rint(scaled, out=near)
+    made.matrix[part] = near
+    scaled -= near
+    left = np.sqrt(np.einsum("ij,ij->i", scaled, scaled).astype(np.float64) + dim * 2.0**-126)
+    scale = np.where(ordinary, safe / np.float32(_LEVELS), np.float32(0))
+    made.scales["scale"][part] = scale
+    error = scale * left * (1 + (dim + 8) * _U) + 4 * _U * lengths
+    made.scales["error"][part] = _above(np.where(ordinary, error, lengths))
 
 
 def _above(values: Array) -> Array:
@@ -238,11 +250,7 @@ def _multiplied(ask: _Ask, multiply: Dots, matrix: Array, at: slice | Array, cou
     parts = deque(range(0, count, step))
 
     def work() -> None:
-        while True:
-            try:
-                start = parts.popleft()
-            except IndexError:
-                return
+        for start in _taken(parts):
             part = slice(start, min(start + step, count))
             if isinstance(at, slice):
                 rows = matrix[at.start + part.start : at.start + part.stop]
@@ -250,13 +258,27 @@ def _multiplied(ask: _Ask, multiply: Dots, matrix: Array, at: slice | Array, cou
                 rows = np.take(matrix, at[part], axis=0, mode="clip")
             found[:, part] = multiply(rows, ask.codes)
 
+    _together(work, threads)
+    return found
+
+
+def _taken(parts: deque[int]) -> Iterator[int]:
+    """What is left of the parts, one after the other; threads may share them."""
+    while True:
+        try:
+            yield parts.popleft()
+        except IndexError:
+            return
+
+
+def _together(work: Callable[[], None], threads: int) -> None:
+    """Do `work` in so many threads, this one among them; it returns once nothing is left to take."""
     helpers = _helpers(work, threads - 1)
     work()
     for helper in helpers:
         # one that has not begun finds nothing left to do
         if not helper.cancel():
             helper.result()
-    return found
 
 
 def _threads() -> int:

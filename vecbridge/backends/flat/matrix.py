@@ -15,6 +15,7 @@ import mmap
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from ...types import Element
 
     Array: TypeAlias = NDArray[Any]
-    # at a place behind the tail: vectors, rows, and codes where they are kept
-    _Write: TypeAlias = Callable[[int, Array, Array, Codes | None], None]
 
 BLOCK = 32 * 2**20  # bytes of vectors that are converted or copied at once
 _ROWS = np.dtype([("row", "<i8"), ("length", "<f8")])
@@ -109,19 +108,42 @@ class Files:
         codes = self._codes(generation, rows) if rows <= coded and self.coding else None
         return Vectors(generation, matrix, table["row"], table["length"], codes, coded)
 
-    def append(self, generation: str, at: int, vectors: Array, first_row: int, *, coded: int) -> int:
+    def append(
+        self,
+        generation: str,
+        at: int,
+        vectors: Array,
+        first_row: int,
+        *,
+        coded: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> int:
         """Write `vectors`, float32 (n, d), at the positions from `at` on; durable when the call returns.
 
         What lay there is garbage of a writer that died. On failure the files end at `at` again. Returns how
-        many positions have codes now; `coded` had them before.
+        many positions have codes now; `coded` had them before. `meanwhile` is called once, in this thread,
+        while the disk is at work; what it raises is a failure.
         """
         stored = np.ascontiguousarray(vectors, dtype=self.dtype)
         table = np.empty(len(stored), dtype=_ROWS)
         table["row"] = np.arange(first_row, first_row + len(stored))
-        table["length"] = lengths(stored)
         coding = coded == at and self._extensible(generation, at)
-        with self._tail(generation, at, coding=coding) as write:
-            write(0, stored, table, encode(stored, table["length"]) if coding else None)
+        # The threads beside this one ask for the interpreter a few times only: numpy in small steps, beside
+        # SQLite, which lets go of it with each row, keeps both waiting for longer than they work.
+        with (
+            self._tail(generation, at, coding=coding) as tail,
+            ThreadPoolExecutor(2, thread_name_prefix="vecbridge-append") as beside,
+        ):
+            # the disk begins at once with what takes longest
+            begun = beside.submit(tail.begin, stored)
+            measured = beside.submit(lengths, stored)
+            if meanwhile is not None:
+                meanwhile()
+            table["length"] = measured.result()
+            tail.write(1, 0, table)
+            if coding:
+                tail.write_codes(0, encode(stored, table["length"]))
+            begun.result()
         return at + len(stored) if coding else coded
 
     def copy(self, source: Vectors, positions: Array) -> str:
@@ -129,14 +151,17 @@ class Files:
         generation = self.create()
         step = max(1, BLOCK // (self.dim * self.dtype.itemsize))
         try:
-            with self._tail(generation, 0, coding=self.coding) as write:
+            with self._tail(generation, 0, coding=self.coding) as tail:
                 for start in range(0, len(positions), step):
                     chosen = positions[start : start + step]
                     table = np.empty(len(chosen), dtype=_ROWS)
                     table["row"] = source.rows[chosen]
                     table["length"] = source.lengths[chosen]
                     stored = source.matrix[chosen]
-                    write(start, stored, table, encode(stored, table["length"]) if self.coding else None)
+                    tail.write(0, start, stored)
+                    tail.write(1, start, table)
+                    if self.coding:
+                        tail.write_codes(start, encode(stored, table["length"]))
         except BaseException:
             self.discard(generation)
             raise
@@ -202,22 +227,16 @@ class Files:
         return all(path.is_file() and path.stat().st_size >= at * width for path, width in parts)
 
     @contextmanager
-    def _tail(self, generation: str, at: int, *, coding: bool) -> Iterator[_Write]:
-        """Writes rows by their place after position `at`; durable at the end, cut back when it fails."""
+    def _tail(self, generation: str, at: int, *, coding: bool) -> Iterator[_Tail]:
+        """What lies behind position `at`, to be written; durable at the end, cut back when it fails."""
         parts = self._parts(generation, coding=coding)
         files: list[int] = []
-
-        def write(start: int, stored: Array, table: Array, codes: Codes | None) -> None:
-            arrays = [stored, table] if codes is None else [stored, table, codes.matrix, codes.scales]
-            for file, array, (_, width) in zip(files, arrays, parts, strict=True):
-                _write(file, (at + start) * width, array)
-
         try:
             for path, width in parts:
                 files.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
                 _check_size(path, os.fstat(files[-1]).st_size, at * width)
             try:
-                yield write
+                yield _Tail(at, files, [width for _, width in parts])
                 for file in files:
                     os.fsync(file)
             except BaseException:
@@ -231,13 +250,32 @@ class Files:
                 os.close(file)
 
 
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """Open files, in the order of `Files._parts`, behind position `at`; `widths`: bytes per row of each."""
+
+    at: int
+    files: list[int]
+    widths: list[int]
+
+    def write(self, part: int, start: int, array: Array) -> None:
+        """Rows of one file, from `start` behind the position on."""
+        _write(self.files[part], (self.at + start) * self.widths[part], array)
+
+    def write_codes(self, start: int, codes: Codes) -> None:
+        """Rows of the files of codes and scales."""
+        self.write(2, start, codes.matrix)
+        self.write(3, start, codes.scales)
+
+    def begin(self, vectors: Array) -> None:
+        """Write all vectors, and send them on to the disk."""
+        self.write(0, 0, vectors)
+        os.fsync(self.files[0])
+
+
 def lengths(vectors: Array) -> Array:
     """Euclidean length of each row, in float64: float32 squares overflow from 1.8e19 on."""
-    found = np.empty(len(vectors))
-    step = max(1, 2**17 // (8 * vectors.shape[1]))  # what was converted should still be in the cache
-    for start in range(0, len(vectors), step):
-        block = vectors[start : start + step].astype(np.float64)
-        found[start : start + step] = np.sqrt(np.einsum("ij,ij->i", block, block))
+    found: Array = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     return found
 
 

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ _DEAD = 1000  # dead positions that are always tolerated
 _DEAD_SHARE = 0.3
 _IDS = 500  # parameters in one statement; old SQLite takes 999
 _PART = 5_000  # records of one part of the inventory or of a scan, at most
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +109,28 @@ class FlatTable:
             self._files.sweep(state.generation)
             dead = _remove(connection, batch.ids)
             rows = range(state.next_row, state.next_row + len(batch))
-            texts = (json.dumps(dict(one), ensure_ascii=False, allow_nan=False) for one in batch.metadata)
-            # both take their time, and neither waits for the other before the commit
-            with ThreadPoolExecutor(1, thread_name_prefix="vecbridge-append") as beside:
-                appended = beside.submit(
-                    self._files.append,
-                    state.generation,
-                    state.rows,
-                    batch.vectors,
-                    state.next_row,
-                    coded=state.coded,
-                )
+
+            def insert() -> None:
                 connection.executemany(
                     "INSERT INTO records (row, id, digest, metadata, document) VALUES (?, ?, ?, ?, ?)",
-                    zip(rows, batch.ids, batch.digests, texts, batch.documents, strict=True),
+                    zip(
+                        rows,
+                        batch.ids,
+                        batch.digests,
+                        [_JSON.encode(dict(one)) for one in batch.metadata],
+                        batch.documents,
+                        strict=True,
+                    ),
                 )
-                coded = appended.result()
+
+            coded = self._files.append(
+                state.generation,
+                state.rows,
+                batch.vectors,
+                state.next_row,
+                coded=state.coded,
+                meanwhile=insert,
+            )
             state = replace(
                 state,
                 rows=state.rows + len(batch),
@@ -411,11 +417,13 @@ def _remove(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
     gone = 0
     for some in _chunks(ids):
         marks = _marks(some)
-        gone += connection.execute(
+        found = connection.execute(
             f"INSERT INTO dead SELECT row FROM records WHERE id IN ({marks})",  # noqa: S608  # only question marks
             some,
         ).rowcount
-        connection.execute(f"DELETE FROM records WHERE id IN ({marks})", some)  # noqa: S608  # only question marks
+        gone += found
+        if found:
+            connection.execute(f"DELETE FROM records WHERE id IN ({marks})", some)  # noqa: S608  # only question marks
     return gone
 
 
