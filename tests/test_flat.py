@@ -561,7 +561,11 @@ def test_empty_and_emptied_collections_are_searched(papers: FlatTable) -> None:
 def test_nearest_equals_brute_force_on_any_values(data: st.DataObject) -> None:
     metric, matrix, queries, k, positions = data.draw(scans())
     vectors = Vectors("g", matrix, np.arange(len(matrix)), lengths(matrix))
-    found = nearest(vectors, queries, metric=metric, k=k, positions=positions)
+    with pytest.MonkeyPatch.context() as patch:
+        # a first look at some, then what they say is made use of
+        patch.setattr("vecbridge.backends.flat.nearest._FIRST", data.draw(st.sampled_from([1, 5, 512])))
+        patch.setattr("vecbridge.backends.flat.nearest._DOTS", data.draw(st.sampled_from([3, 20, 2**22])))
+        found = nearest(vectors, queries, metric=metric, k=k, positions=positions)
     kept = np.arange(len(matrix)) if positions is None else positions
     ids = [f"{i:02}" for i in kept]
     for query, (at, scores) in zip(queries, found, strict=True):

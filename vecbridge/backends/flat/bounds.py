@@ -6,6 +6,7 @@ ones: of the k best none is missing, equal scores included.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,25 +40,55 @@ def bounds(
     return score - error, score + error
 
 
+def needed(
+    best: Sequence[Best], error: float, norms: Array, lengths: Array, dim: int, metric: Metric
+) -> Array | None:
+    """For each query the float32 product that a row must reach to be among the best; None while nobody knows.
+
+    `error`: of any product, at most; `norms` of the rows. What lies below has by `bounds` no score that
+    reaches the floor: its formulas solved for the product, at the worst of the rows' norms.
+    """
+    floors = np.array([one.floor for one in best])
+    low, high = float(norms.min()), float(norms.max())
+    if high > _HUGE or not np.isfinite(floors).all() or not (metric == "cosine" or lengths.all()):
+        return None
+    if metric == "l2":
+        far = (high + lengths) ** 2
+        least = (floors + low**2 + lengths**2 - (dim + 8) * 2.0**-51 * (far - floors)) / (2 * lengths)
+    elif metric == "ip":
+        least = floors / lengths
+    else:
+        # a row without length is divided by 1
+        shortest, longest = (low, high) if low else (0.0, max(high, 1.0))
+        least = np.minimum(floors * shortest, floors * longest)
+    least = least - error - 2.0**-40 * (np.abs(least) + high + error)
+    with np.errstate(over="ignore"):
+        found: Array = np.nextafter(least.astype(np.float32), np.float32(-np.inf))
+    return found
+
+
 class Best:
-    """What may be among the k best of one query, while the rows pass by piece by piece."""
+    """What may be among the k best of one query, while the rows pass by piece by piece.
+
+    `floor`: the k-th highest of the lowest possible scores so far, which a row must reach to matter.
+    """
 
     def __init__(self, k: int) -> None:
         self.k = k
         self.positions: Array = np.empty(0, dtype=np.int64)
         self._low: Array = np.empty(0)
         self._high: Array = np.empty(0)
-        self._floor = -np.inf
+        self.floor = -np.inf
 
     def offer(self, positions: Array, low: Array, high: Array) -> None:
         """Look at one piece: positions, lowest and highest possible scores."""
         self._raise_floor(low)
-        keep = high >= self._floor
+        keep = high >= self.floor
         self.positions = np.concatenate([self.positions, positions[keep]])
         self._low = np.concatenate([self._low, low[keep]])
         self._high = np.concatenate([self._high, high[keep]])
         self._raise_floor(self._low)
-        keep = self._high >= self._floor
+        keep = self._high >= self.floor
         self.positions, self._low, self._high = self.positions[keep], self._low[keep], self._high[keep]
 
     def merge(self, other: Best) -> None:
@@ -66,7 +97,7 @@ class Best:
 
     def _raise_floor(self, low: Array) -> None:
         if len(low) >= self.k:
-            self._floor = max(self._floor, kth(low, self.k))
+            self.floor = max(self.floor, kth(low, self.k))
 
 
 def kth(values: Array, k: int) -> float:

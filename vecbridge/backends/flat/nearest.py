@@ -15,12 +15,13 @@ bound of its own which rows come into question, and only these are scanned as ab
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bounds import Best, bounds, kth, sparse, within
+from .bounds import Best, bounds, kth, needed, sparse, within
 from .codes import candidates
 from .matrix import BLOCK
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _QUERIES = 1024  # scanned together
 _DOTS = 4 * 2**20  # dot products held at once
 _CACHED = 2**20  # bytes
+_FIRST = 512  # rows at least that are looked at before all others
 
 
 def nearest(
@@ -78,9 +80,18 @@ def _scan(
         norms = vectors.lengths[at]
         if here is not None and isinstance(at, slice):
             dots, where, norms = dots[:, here], where[here], norms[here]
-        for row, length, one in zip(dots, lengths, best, strict=True):
-            error = n / (1 - n) * norms + vectors.dim * 2.0**-125
-            one.offer(where, *bounds(row.astype(np.float64), error, norms, length, vectors.dim, metric))
+        if not len(where):
+            continue
+        error = n / (1 - n) * norms + vectors.dim * 2.0**-125
+        least = needed(best, float(error.max()), norms, lengths, vectors.dim, metric)
+        above = None if least is None else dots >= least[:, None]
+        for query, one in enumerate(best):
+            # of nearly all rows the product alone says that they are not among the best
+            left = slice(None) if above is None else np.flatnonzero(above[query])
+            products = dots[query, left].astype(np.float64)
+            if len(products):
+                low, high = bounds(products, error[left], norms[left], lengths[query], vectors.dim, metric)
+                one.offer(where[left], low, high)
     return [
         _rank(vectors.matrix, one.positions, query, metric, k) for one, query in zip(best, exact, strict=True)
     ]
@@ -108,10 +119,10 @@ def _blocks(matrix: Array, positions: Array | None, queries: int) -> Iterator[tu
     step = max(1, _DOTS // queries)
     gather = sparse(positions, rows, queries)
     if not gather and matrix.dtype == np.float32:
-        # one call over as many rows as possible: each BLAS call waits for its slowest thread
-        for start in range(0, rows, step):
-            block = matrix[start : start + step]
-            yield slice(start, start + len(block)), block
+        # a few rows to see what comes, then as many as possible: each BLAS call waits for its slowest thread
+        first = min(rows, step, max(_FIRST, rows // 32))
+        for start, end in itertools.pairwise((0, *range(first, rows, step), rows)):
+            yield slice(start, end), matrix[start:end]
         return
     # what is copied for a single query should still be in the processor's cache when it is read
     step = min(step, max(1, (BLOCK if queries > 1 else _CACHED) // (4 * dim)))

@@ -252,7 +252,7 @@ class FlatTable:
                 k=min(k, size),
                 positions=positions,
             )
-            return [_hits(connection, vectors.rows[at], scores, k) for at, scores in found]
+            return _hits(connection, [(vectors.rows[at], scores) for at, scores in found], k)
 
     def build_index(self, progress: Progress | None) -> None:
         # every search is an exact scan; what an older program stored is still to be put into bytes for it
@@ -435,22 +435,31 @@ def _bury(connection: sqlite3.Connection, gone: int) -> _State:
     return state
 
 
-def _hits(connection: sqlite3.Connection, rows: Array, scores: Array, k: int) -> list[Hit]:
-    """The k best as hits, nearest first, equal scores by id."""
-    score_of = dict(zip(rows.tolist(), scores.tolist(), strict=True))
-    named = connection.execute(
-        "SELECT row, id FROM records WHERE row IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(score_of)),),
-    ).fetchall()
-    best = sorted((-score_of[row], name, row) for row, name in named)[:k]
+def _hits(connection: sqlite3.Connection, found: Sequence[tuple[Array, Array]], k: int) -> list[list[Hit]]:
+    """The k best of each query as hits, nearest first, equal scores by id; `found`: rows and their scores."""
+    ids = dict(_about(connection, "row, id", {row for rows, _ in found for row in rows.tolist()}))
+    best = [
+        sorted((-score, ids[row], row) for row, score in zip(rows.tolist(), scores.tolist(), strict=True))[:k]
+        for rows, scores in found
+    ]
     payload = {
-        row: (document, json.loads(metadata))
-        for row, document, metadata in connection.execute(
-            "SELECT row, document, metadata FROM records WHERE row IN (SELECT value FROM json_each(?))",
-            (json.dumps([row for _, _, row in best]),),
+        row: (document, metadata)
+        for row, document, metadata in _about(
+            connection, "row, document, metadata", {row for some in best for _, _, row in some}
         )
     }
-    return [Hit(name, 0.0 - score, *payload[row]) for score, name, row in best]  # 0.0 -: never "-0.0"
+    # each hit has metadata of its own, to be changed as anybody likes; 0.0 -: never "-0.0"
+    return [
+        [Hit(name, 0.0 - score, payload[row][0], json.loads(payload[row][1])) for score, name, row in some]
+        for some in best
+    ]
+
+
+def _about(connection: sqlite3.Connection, columns: str, rows: set[int]) -> Iterator[tuple[Any, ...]]:
+    return connection.execute(
+        f"SELECT {columns} FROM records WHERE row IN (SELECT value FROM json_each(?))",  # noqa: S608  # names of columns
+        (json.dumps(list(rows)),),
+    )
 
 
 def _following(
