@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import date, time
 from itertools import chain, repeat
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from ..types import Floats
 
     Array = np.ndarray[Any, np.dtype[Any]]
+
+T = TypeVar("T")
 
 _ROWS = 256
 _BYTES = 8_000_000
@@ -252,18 +256,35 @@ def parquet(source: Source, fields: Fields, *, whole: bool) -> Iterator[Record |
             if lists:
                 _check_lists(file.schema_arrow.field(lists[0]).type, source.file)
             wanted = [*columns, *(lists if whole else ())]
-            for batch in file.iter_batches(batch_size=_ROWS, columns=wanted):
+            batches = file.iter_batches(batch_size=_ROWS, columns=wanted)
+
+            def following() -> tuple[Any, Iterable[Floats | Fault | None]] | None:
+                if (batch := next(batches, None)) is None:
+                    return None
                 found: Iterable[Floats | Fault | None] = repeat(LATER if lists else None, batch.num_rows)
                 if lists and whole:
-                    found = _lists(batch.column(lists[0]))
-                for values, vector in zip(_values(batch.select(columns)), found, strict=True):
-                    number += 1
-                    origin, name = Origin(source.file, "row", number), f"{source.name}:{number}"
-                    yield _row(values, vector, named, origin, name)
+                    found = list(_lists(batch.column(lists[0])))
+                return batch.select(columns), found
+
+            with closing(_ahead(following)) as parts:
+                for batch, found in parts:
+                    for values, vector in zip(_values(batch), found, strict=True):
+                        number += 1
+                        origin, name = Origin(source.file, "row", number), f"{source.name}:{number}"
+                        yield _row(values, vector, named, origin, name)
     except SourceError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise SourceError(f"{source.file}: expected a Parquet file: {error}") from error
+
+
+def _ahead(following: Callable[[], T | None]) -> Generator[T, None, None]:
+    """What `following` returns until it returns None, each asked for while the one before is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="vecbridge-read") as reader:
+        coming = reader.submit(following)
+        while (found := coming.result()) is not None:
+            coming = reader.submit(following)
+            yield found
 
 
 def _row(
