@@ -76,37 +76,42 @@ def encode(vectors: Array, lengths: Array) -> Codes:
     """Rows (n, d), float16 or float32; `lengths` of the rows (n,), float64."""
     rows, dim = vectors.shape
     made = Codes(np.empty((rows, dim), dtype=np.int8), np.empty(rows, dtype=SCALES))
+    sizes, squares = np.empty((2, rows), dtype=np.float32)
     # what is gone through several times stays in the processor's cache
-    step = max(1, 2**16 // dim)
+    step = max(1, 2**17 // dim)
     parts = deque(range(0, rows, step))
 
     def work() -> None:
         scaled, near = np.empty((2, min(step, rows), dim), dtype=np.float32)
         for start in _taken(parts):
             part = slice(start, min(start + step, rows))
-            here = slice(part.stop - start)
-            _encode(vectors[part], lengths[part], made, part, scaled[here], near[here])
+            _encode(vectors[part], made.matrix[part], sizes[part], squares[part], scaled, near)
 
     _together(work, min(_THREADS, rows * dim // _SHARED))
+    ordinary = sizes >= _TINY
+    left = np.sqrt(squares.astype(np.float64) + dim * 2.0**-126)
+    scale = np.where(ordinary, sizes / np.float32(_LEVELS), np.float32(0))
+    made.scales["scale"] = scale
+    error = scale * left * (1 + (dim + 8) * _U) + 4 * _U * lengths
+    made.scales["error"] = _above(np.where(ordinary, error, lengths))
     return made
 
 
-def _encode(rows: Array, lengths: Array, made: Codes, part: slice, scaled: Array, near: Array) -> None:
-    """The codes of one part; `scaled` and `near`, float32 and of the shape of `rows`, are written over."""
-    block, dim = rows.astype(np.float32, copy=False), rows.shape[1]
+def _encode(rows: Array, codes: Array, sizes: Array, squares: Array, scaled: Array, near: Array) -> None:
+    """Fill in the codes of a few rows, the size of each one's largest component m, and |y - c|^2.
+
+    `scaled` and `near`: room for as many rows in float32, which is written over.
+    """
+    block, scaled, near = rows.astype(np.float32, copy=False), scaled[: len(rows)], near[: len(rows)]
     # the largest component without a copy of absolute values
-    size = np.maximum(block.max(axis=1), -block.min(axis=1))
-    ordinary = size >= _TINY
-    safe = np.where(ordinary, size, np.float32(1))
-    np.multiply(block, np.where(ordinary, np.float32(_LEVELS) / safe, np.float32(0))[:, None], out=scaled)
+    np.maximum(block.max(axis=1), -block.min(axis=1), out=sizes)
+    ordinary = sizes >= _TINY
+    factors = np.where(ordinary, np.float32(_LEVELS) / np.where(ordinary, sizes, 1), np.float32(0))
+    np.multiply(block, factors[:, None], out=scaled)
     np.rint(scaled, out=near)
-    made.matrix[part] = near
+    codes[:] = near
     scaled -= near
-    left = np.sqrt(np.einsum("ij,ij->i", scaled, scaled).astype(np.float64) + dim * 2.0**-126)
-    scale = np.where(ordinary, safe / np.float32(_LEVELS), np.float32(0))
-    made.scales["scale"][part] = scale
-    error = scale * left * (1 + (dim + 8) * _U) + 4 * _U * lengths
-    made.scales["error"][part] = _above(np.where(ordinary, error, lengths))
+    np.einsum("ij,ij->i", scaled, scaled, out=squares)
 
 
 def _above(values: Array) -> Array:
