@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from scans import METRICS, scans
 
 from vecbridge.backends.flat import FlatBackend, FlatTable, connect, database
+from vecbridge.backends.flat.bounds import Best, bounds, needed
 from vecbridge.backends.flat.matrix import Files, Vectors, lengths
 from vecbridge.backends.flat.nearest import nearest
 from vecbridge.backends.flat.sql import condition
@@ -574,6 +575,44 @@ def test_nearest_equals_brute_force_on_any_values(data: st.DataObject) -> None:
         assert all(-score == ranked[k - 1][0] for score in scores[np.argsort(-scores)][k:])
         hits = [Hit(name, -score) for score, name in ranked[:k]]
         check(hits, ids, matrix[kept], query, metric=metric, k=k)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("spread", [0, 1e-3, 1, 10])
+def test_no_row_that_may_be_among_the_best_lies_below_the_product_that_is_needed(
+    metric: Metric, spread: float
+) -> None:
+    rng = np.random.default_rng(7)
+    reached = 0
+    for share in (1e-7, 1e-4, 0.05):
+        norms = np.exp(spread * rng.standard_normal(500))
+        norms[:3] = 0 if spread == 1 else norms[:3]
+        lengths_of = np.array([1, 1e-3, 50.0])
+        dots = (norms * rng.uniform(-1, 1, (3, 500))).astype(np.float32)
+        error = share * norms + 1e-30
+        some = [
+            bounds(row.astype(float), error, norms, q, 64, metric)
+            for row, q in zip(dots, lengths_of, strict=True)
+        ]
+        for k in (1, 20, 450):
+            best = [Best(k) for _ in some]
+            assert needed(best, error.max(), norms, lengths_of, 64, metric) is None
+            for one, (low, high) in zip(best, some, strict=True):
+                one.offer(np.arange(500), low, high)
+            least = needed(best, error.max(), norms, lengths_of, 64, metric)
+            assert least is not None
+            for one, (_, high), row, product in zip(best, some, dots, least, strict=True):
+                assert not ((high >= one.floor) & (row < product)).any()
+                reached += int((row < product).sum())
+    assert reached > 1000 or spread == 10, "hardly anything was left out"
+
+
+def test_hits_of_one_batch_share_nothing_that_can_be_changed(papers: FlatTable) -> None:
+    papers.write(batch(["a"], np.ones((1, 8))))
+    (one,), (other,) = papers.search(np.ones((2, 8), np.float32), None, k=1, where=None, exact=True)
+    assert one == other
+    one.metadata["changed"] = True
+    assert one.metadata != other.metadata
 
 
 # Filters

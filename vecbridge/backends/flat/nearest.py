@@ -119,8 +119,9 @@ def _blocks(matrix: Array, positions: Array | None, queries: int) -> Iterator[tu
     step = max(1, _DOTS // queries)
     gather = sparse(positions, rows, queries)
     if not gather and matrix.dtype == np.float32:
-        # a few rows to see what comes, then as many as possible: each BLAS call waits for its slowest thread
-        first = min(rows, step, max(_FIRST, rows // 32))
+        # As many rows at once as possible: each BLAS call waits for its slowest thread. For many queries a
+        # few go first, to see what comes.
+        first = min(rows, step) if queries == 1 else min(rows, step, max(_FIRST, rows // 32))
         for start, end in itertools.pairwise((0, *range(first, rows, step), rows)):
             yield slice(start, end), matrix[start:end]
         return
