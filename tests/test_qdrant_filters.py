@@ -21,11 +21,10 @@ from qdrant_client import grpc, models  # noqa: E402 - the same
 from qdrant_client.conversions.conversion import RestToGrpc  # noqa: E402 - the same
 
 from vecbridge import filters  # noqa: E402 - the same
+from vecbridge.backends.qdrant.conditions import DEEPEST, NOTHING  # noqa: E402 - the same
 from vecbridge.backends.qdrant.edge.query import filter_of  # noqa: E402 - the same
 from vecbridge.backends.qdrant.filters import (  # noqa: E402 - the same
-    DEEPEST,
     LEVELS,
-    NOTHING,
     Bounds,
     checker,
     compile,

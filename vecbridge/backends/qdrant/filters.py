@@ -23,29 +23,33 @@ from functools import partial
 from typing import Any, Literal
 
 from ...filters import And, Filter, Not, Or, Test, matches
+from .conditions import (
+    NOTHING,
+    Pair,
+    all_of,
+    any_of,
+    around,
+    filled,
+    in_range,
+    in_ranges,
+    matching,
+    negated,
+    shallow,
+    spans,
+)
 from .engine import Json
 
 # true, false, null, [], a float Qdrant may change, a whole float it will not; what "t:a.b" begins with
 _Kind = Literal["t", "f", "n", "e", "x", "w"]
 
-NOTHING: Json = {"must": [{"has_id": []}]}
-"""A filter that no point passes; an empty `should` would let every point pass."""
-
 # levels of metadata in a payload; lists and objects at the last one are empty there (see `points`), so that
 # filters say nothing of it, nor marks
 LEVELS = 24
-# filters within filters; each costs two levels of JSON, of which serde_json reads 128, and two of protobuf,
-# of which prost reads 100
-DEEPEST = 30
 # each range is a reading of the payload where there is no index: 16 take 0.2 s on 20,000 points,
 # 1,000 take 14 s, and a `match` with 70,000 numbers 0.05 s (Edge 0.9.0)
-_RANGES, _SPANS, _WHOLES = 8, 64, 16
-# a number that Qdrant may change moves by up to 2 units in the last place, then by 1 with each rewriting
-_MARGIN = 64
+_RANGES, _WHOLES = 8, 16
 _EXACT = 2**53
 _SIGNS = {"gt": ("gt", "gte"), "gte": ("gt", "gte"), "lt": ("lt", "lte"), "lte": ("lt", "lte")}
-
-_Pair = tuple[Json, Json]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +66,26 @@ class Bounds:
     @property
     def doubt(self) -> Json:
         """The points that have to be looked at: they pass `over`, and not `under`."""
-        return _all([self.over, _not(self.under)])
+        return all_of([self.over, negated(self.under)])
 
 
-def compile(where: Filter) -> Bounds:
-    """Qdrant filters, as its REST API has them, between which the records that match lie."""
-    over, under = _bounds(where)
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What Qdrant can say of one path in the metadata, as its payload is laid out.
+
+    `equal`: that at least one of the operands equals the value there. `compare`: a test by another operator.
+    """
+
+    equal: Callable[[tuple[str, ...], list[Any]], Pair]
+    compare: Callable[[Test], Pair]
+
+
+def compile(where: Filter, reading: Reading | None = None) -> Bounds:
+    """Qdrant filters, as its REST API has them, between which the records that match lie.
+
+    `reading`: for payloads that are not vecbridge's own.
+    """
+    over, under = _bounds(where, _OWN if reading is None else reading)
     return Bounds(over, under, over == under)
 
 
@@ -116,12 +134,15 @@ def _typed(scalar: Any) -> tuple[type, Any]:
     return (float if type(scalar) is int else type(scalar)), scalar
 
 
-def key(path: Sequence[str]) -> str | None:
-    """The payload key of the metadata at `path`, as Qdrant's JSON path; None where it cannot say it."""
+def key(path: Sequence[str], within: Sequence[str] = ("metadata",)) -> str | None:
+    """The payload key of the metadata at `path`, as Qdrant's JSON path; None where it cannot say it.
+
+    `within`: where in the payload the metadata is.
+    """
+    path = [*within, *path]
     if any(set(name) & {'"', "\\"} for name in path):
         return None
-    names = [name if re.fullmatch("[A-Za-z0-9_-]+", name) else f'"{name}"' for name in path]
-    return ".".join(["metadata", *names])
+    return ".".join(name if re.fullmatch("[A-Za-z0-9_-]+", name) else f'"{name}"' for name in path)
 
 
 def marks(metadata: Mapping[str, Any]) -> list[str]:
@@ -186,34 +207,36 @@ def _is_int64(number: int | float) -> bool:
     return -(2**63) <= number < 2**63
 
 
-def _bounds(where: Filter) -> _Pair:
+def _bounds(where: Filter, reading: Reading) -> Pair:
     match where:
         case And():
-            parts, negated = _split(where)
-            pairs = [_bounds(part) for part in parts]
-            if negated:
-                pairs.append(_bounds(Not(Or(negated))))
-            return _shallow(_all(over for over, _ in pairs), _all(under for _, under in pairs))
+            parts, others = _split(where)
+            pairs = [_bounds(part, reading) for part in parts]
+            if others:
+                pairs.append(_bounds(Not(Or(others)), reading))
+            return shallow(all_of(over for over, _ in pairs), all_of(under for _, under in pairs))
         case Or():
-            pairs = list(_choices(_flat(where)))
-            return _shallow(_any(over for over, _ in pairs), _any(under for _, under in pairs))
+            pairs = list(_choices(_flat(where), reading))
+            return shallow(any_of(over for over, _ in pairs), any_of(under for _, under in pairs))
         case Not(part):
-            over, under = _bounds(part)
-            return _shallow(_not(under), _not(over))
+            over, under = _bounds(part, reading)
+            return shallow(negated(under), negated(over))
         case Test(path, operator, operand):
             if len(path) >= LEVELS or any("." in name for name in path):
                 return {}, NOTHING
-            if operator == "eq":
-                return _equal(path, [operand])
-            at = key(path)
-            if at is None:
-                return {}, NOTHING
-            if operator == "exists":
-                present = _not(_missing(path, at))
-                return present, present
-            if isinstance(operand, str):
-                return _filled(at), NOTHING
-            return _order(path, at, operator, operand)
+            return reading.equal(path, [operand]) if operator == "eq" else reading.compare(where)
+
+
+def _compare(test: Test) -> Pair:
+    path, at = test.path, key(test.path)
+    if at is None:
+        return {}, NOTHING
+    if test.operator == "exists":
+        present = negated(_missing(path, at))
+        return present, present
+    if isinstance(test.operand, str):
+        return filled(at), NOTHING
+    return _order(path, at, test.operator, test.operand)
 
 
 def _split(where: And) -> tuple[list[Filter], tuple[Filter, ...]]:
@@ -231,31 +254,19 @@ def _flat(where: And | Or) -> Iterator[Filter]:
             yield part
 
 
-def _choices(parts: Iterable[Filter]) -> Iterator[_Pair]:
+def _choices(parts: Iterable[Filter], reading: Reading) -> Iterator[Pair]:
     """The bounds of each part of an Or; equalities with one key are one part."""
     operands: dict[tuple[str, ...], list[Any]] = {}
     for part in parts:
         if isinstance(part, Test) and part.operator == "eq" and len(part.path) < LEVELS:
             operands.setdefault(part.path, []).append(part.operand)
         else:
-            yield _bounds(part)
+            yield _bounds(part, reading)
     for path, group in operands.items():
-        yield _equal(path, group)
+        yield reading.equal(path, group)
 
 
-def _shallow(over: Json, under: Json) -> _Pair:
-    """The same, or nothing said at all where it lies deeper than Qdrant reads."""
-    if max(_depth(over), _depth(under)) > DEEPEST:
-        return {}, NOTHING
-    return over, under
-
-
-def _depth(part: Json) -> int:
-    inner = [condition for word in ("must", "should", "must_not") for condition in part.get(word, ())]
-    return 1 + max(map(_depth, inner)) if inner else 0
-
-
-def _equal(path: tuple[str, ...], operands: list[Any]) -> _Pair:
+def _equal(path: tuple[str, ...], operands: list[Any]) -> Pair:
     """At least one of the operands equals the value at `path`."""
     if any("." in name for name in path):
         return {}, NOTHING
@@ -282,12 +293,12 @@ def _equal(path: tuple[str, ...], operands: list[Any]) -> _Pair:
     if "n" in kinds:
         both.append(_missing(path, at))
     if texts:
-        both.append(_match(at, list(texts)))
+        both.append(matching(at, list(texts)))
     over, under = _numbers(path, at, numbers) if numbers else (NOTHING, NOTHING)
     whole = [_whole(path, at, operand) for operand in wholes[:_WHOLES]]
     if len(wholes) > _WHOLES:
-        whole = [_filled(at)]
-    return _any([*both, over, *whole]), _any([*both, under])
+        whole = [filled(at)]
+    return any_of([*both, over, *whole]), any_of([*both, under])
 
 
 def _missing(path: tuple[str, ...], at: str) -> Json:
@@ -295,32 +306,24 @@ def _missing(path: tuple[str, ...], at: str) -> Json:
     return {"must": [{"is_empty": {"key": at}}], "must_not": _mark(path, "e", "n")["must"]}
 
 
-def _filled(at: str) -> Json:
-    return {"must_not": [{"is_empty": {"key": at}}]}
-
-
 def _mark(path: tuple[str, ...], *kinds: _Kind) -> Json:
-    return _match("odd", [f"{kind}:{'.'.join(path)}" for kind in kinds])
-
-
-def _match(at: str, values: list[str] | list[int]) -> Json:
-    return {"must": [{"key": at, "match": {"value": values[0]} if len(values) == 1 else {"any": values}}]}
+    return matching("odd", [f"{kind}:{'.'.join(path)}" for kind in kinds])
 
 
 def _whole(path: tuple[str, ...], at: str, operand: Any) -> Json:
     """What a value equal to this list or object has at least: the scalars that it holds."""
     if isinstance(operand, Mapping):
-        inner = [_bounds(Test((*path, name), "eq", value)) for name, value in _first(operand.items())]
+        inner = [_bounds(Test((*path, name), "eq", value), _OWN) for name, value in _first(operand.items())]
     else:
         inner = [_equal(path, [value]) for value in _first(operand) if not isinstance(value, list | Mapping)]
-    return _shallow(_all([_filled(at), *(over for over, _ in inner)]), NOTHING)[0]
+    return shallow(all_of([filled(at), *(over for over, _ in inner)]), NOTHING)[0]
 
 
 def _first(items: Iterable[Any]) -> Iterator[Any]:
     return (item for _, item in zip(range(_WHOLES), items, strict=False))
 
 
-def _numbers(path: tuple[str, ...], at: str, numbers: list[int | float]) -> _Pair:
+def _numbers(path: tuple[str, ...], at: str, numbers: list[int | float]) -> Pair:
     """At least one of the numbers equals the value at `path`."""
     plain: set[float] = set()
     large: set[int] = set()
@@ -336,101 +339,31 @@ def _numbers(path: tuple[str, ...], at: str, numbers: list[int | float]) -> _Pai
         large |= set(map(int, whole))
         floats, sharp = _points(at, whole)
         broken, broken_sharp = _points(at, plain - whole)
-        found, sharp = _any([_all([_mark(path, "w"), floats]), broken]), sharp and broken_sharp
-    matched = _match(at, sorted(large)) if large else NOTHING
+        found, sharp = any_of([all_of([_mark(path, "w"), floats]), broken]), sharp and broken_sharp
+    matched = matching(at, sorted(large)) if large else NOTHING
     # a number that Qdrant may have changed, where one is asked for
-    near, _ = _spans(sorted(_around(float(number)) for number in set(numbers)))
-    unsure = _all([_mark(path, "x"), _ranges(at, near)])
-    certain = _all([found, _not(unsure)]) if sharp else NOTHING
-    return _any([matched, found, unsure]), _any([matched, certain])
+    near, _ = spans(sorted(around(float(number)) for number in set(numbers)))
+    unsure = all_of([_mark(path, "x"), in_ranges(at, near)])
+    certain = all_of([found, negated(unsure)]) if sharp else NOTHING
+    return any_of([matched, found, unsure]), any_of([matched, certain])
 
 
-def _order(path: tuple[str, ...], at: str, operator: str, operand: int | float) -> _Pair:
+def _order(path: tuple[str, ...], at: str, operator: str, operand: int | float) -> Pair:
     number = float(operand)
-    low, high = _around(number)
+    low, high = around(number)
     strict, wide = _SIGNS[operator]
     if not _plain(operand):
         far, close = (low, high) if strict == "gt" else (high, low)
-        return _range(at, {wide: far}), _range(at, {strict: close})
-    found = _range(at, {operator: number})
-    unsure = _all([_mark(path, "x"), _range(at, {"gte": low, "lte": high})])
-    return _any([found, unsure]), _all([found, _not(unsure)])
-
-
-def _around(number: float) -> tuple[float, float]:
-    """Where a number lies that Qdrant has read and written many times."""
-    margin, most = _MARGIN * math.ulp(number), sys.float_info.max
-    return max(number - margin, -most), min(number + margin, most)
-
-
-def _range(at: str, limits: Mapping[str, float]) -> Json:
-    return {"must": [{"key": at, "range": dict(limits)}]}
+        return in_range(at, {wide: far}), in_range(at, {strict: close})
+    found = in_range(at, {operator: number})
+    unsure = all_of([_mark(path, "x"), in_range(at, {"gte": low, "lte": high})])
+    return any_of([found, unsure]), all_of([found, negated(unsure)])
 
 
 def _points(at: str, numbers: Iterable[float]) -> tuple[Json, bool]:
     """Some number of these, or between them where they are too many; whether they alone are found."""
-    spans, sharp = _spans([(number, number) for number in sorted(numbers)])
-    return _ranges(at, spans), sharp
+    within, sharp = spans([(number, number) for number in sorted(numbers)])
+    return in_ranges(at, within), sharp
 
 
-def _ranges(at: str, spans: list[tuple[float, float]]) -> Json:
-    return _any(_range(at, {"gte": low, "lte": high}) for low, high in spans)
-
-
-def _spans(spans: list[tuple[float, float]]) -> tuple[list[tuple[float, float]], bool]:
-    """At most 64 spans that cover these, which are in order; whether they are the same."""
-    if len(spans) <= _SPANS:
-        return spans, True
-    gaps = sorted(range(1, len(spans)), key=lambda n: spans[n][0] - spans[n - 1][1])
-    starts = [0, *sorted(gaps[1 - _SPANS :])]
-    ends = [*starts[1:], len(spans)]
-    return [(spans[start][0], spans[end - 1][1]) for start, end in zip(starts, ends, strict=True)], False
-
-
-def _all(parts: Iterable[Json]) -> Json:
-    """A filter that all of these pass; conditions of one are joined with those of the others."""
-    joined: Json = {}
-    for part in parts:
-        if part == NOTHING:
-            return NOTHING
-        if "should" in part and "should" in joined:
-            part = {"must": [part]}
-        for word, conditions in part.items():
-            joined[word] = [*joined.get(word, ()), *conditions]
-    return joined
-
-
-def _any(parts: Iterable[Json]) -> Json:
-    """A filter that each of these passes."""
-    found: list[Json] = []
-    for part in parts:
-        if not part:
-            return {}
-        if part == NOTHING:
-            continue
-        found += part["should"] if part.keys() == {"should"} else [_condition(part)]
-    return {"should": found} if len(found) > 1 else _filter(found[0]) if found else NOTHING
-
-
-def _not(part: Json) -> Json:
-    """A filter passed by what does not pass this one."""
-    if not part:
-        return NOTHING
-    if part == NOTHING:
-        return {}
-    if part.keys() == {"should"}:
-        return {"must_not": part["should"]}
-    if part.keys() == {"must_not"}:
-        return {"should": part["must_not"]} if len(part["must_not"]) > 1 else _filter(part["must_not"][0])
-    return {"must_not": [_condition(part)]}
-
-
-def _condition(part: Json) -> Json:
-    """A filter as a condition of another."""
-    [*only] = part.get("must", ()) if part.keys() == {"must"} else ()
-    return only[0] if len(only) == 1 else part
-
-
-def _filter(condition: Json) -> Json:
-    """A condition as a filter of its own."""
-    return condition if condition.keys() <= {"must", "should", "must_not"} else {"must": [condition]}
+_OWN = Reading(_equal, _compare)
