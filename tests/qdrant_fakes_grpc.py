@@ -244,7 +244,10 @@ class _Collections(q.CollectionsServicer):  # type: ignore[misc]  # generated wi
                     grpc.StatusCode.ALREADY_EXISTS, f"Wrong input: Collection `{name}` already exists!"
                 )
             vectors = GrpcToRest.convert_vectors_config(request.vectors_config)
-            self.fake.local.create_collection(name, vectors_config=local(vectors))
+            sparse = GrpcToRest.convert_sparse_vector_config(request.sparse_vectors_config)
+            self.fake.local.create_collection(
+                name, vectors_config=local(vectors), sparse_vectors_config=sparse or None
+            )
             self.fake.created[name] = request
             return q.CollectionOperationResponse(result=True)
 
@@ -288,6 +291,8 @@ class _Collections(q.CollectionsServicer):  # type: ignore[misc]  # generated wi
             info.optimizer_status.ok = True
         config = info.config
         config.params.vectors_config.CopyFrom(created.vectors_config)
+        if created.HasField("sparse_vectors_config"):
+            config.params.sparse_vectors_config.CopyFrom(created.sparse_vectors_config)
         config.params.shard_number = created.shard_number or 1
         config.params.on_disk_payload = created.on_disk_payload
         config.params.replication_factor = created.replication_factor or 1

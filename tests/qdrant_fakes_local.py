@@ -34,14 +34,17 @@ def store(points: Sequence[models.PointStruct], vectors: dict[str, Json]) -> Non
     """Changes the vectors of points as Qdrant does when it stores them. Raises ValueError in its words."""
     for point in points:
         given: dict[str, Any] = point.vector if isinstance(point.vector, dict) else {"": point.vector}
-        if set(given) - set(vectors):
-            raise ValueError(f"Not existing vector name error: {min(set(given) - set(vectors))}")
+        dense = {key for key, vector in given.items() if not isinstance(vector, models.SparseVector)}
+        if dense - set(vectors):
+            raise ValueError(f"Not existing vector name error: {min(dense - set(vectors))}")
         for key, vector in given.items():
+            if isinstance(vector, models.SparseVector):
+                continue
             kept = np.array(vector, np.float32)
             if len(kept) != (size := vectors[key]["size"]):
                 raise ValueError(f"Vector dimension error: expected dim: {size}, got {len(kept)}")
             given[key] = _stored(kept, vectors[key]).tolist()
-        point.vector = given.get("", given)
+        point.vector = given[""] if set(given) == {""} else given
 
 
 def ask(request: Any, vectors: dict[str, Json]) -> None:

@@ -241,7 +241,11 @@ class RestServer:
         }
         if body.get("metadata") and _order(self.version) >= (1, 16):
             config["metadata"] = body["metadata"]
-        self._client.create_collection(name, vectors_config=local(asked.vectors))
+        if body.get("sparse_vectors"):
+            config["params"]["sparse_vectors"] = body["sparse_vectors"]
+        self._client.create_collection(
+            name, vectors_config=local(asked.vectors or {}), sparse_vectors_config=asked.sparse_vectors
+        )
         self._collections[name] = _Collection(config)
         return True
 

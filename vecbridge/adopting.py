@@ -1,4 +1,7 @@
-"""How a table that another library made becomes a collection where it lies: read, planned, and described."""
+"""How what another library made becomes a collection where it lies: read, planned, and described.
+
+It is a table of PostgreSQL or a collection of a Qdrant server; both are called a table here.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,8 @@ class Home(Protocol):
 class Adoption:
     """How a table would become a collection; `Store.adopt` carries it out.
 
-    `statements`: all that would be run, that of the index last. `notes`: what was found and assumed, and what
-    the index serves, in sentences. `plan`: for the index, None where one of the owner's serves.
+    `statements`: all that would be run, or sent to Qdrant, that of the index last. `notes`: what was found and assumed, and what
+    the index serves, in sentences. `plan`: for the index, None where one of the owner's serves, and in Qdrant.
     """
 
     url: str
@@ -163,14 +166,14 @@ def _read(found: Found) -> str:
     """Which columns are what, as a sentence."""
     adopted = found.adopted
     where = "" if adopted.part is None else f" where {adopted.part} is {adopted.key}"
-    metadata = [name for name in (adopted.metadata, *adopted.fields) if name is not None]
+    metadata = [name or "the rest" for name in (adopted.metadata, *adopted.fields) if name is not None]
     roles = [
-        ("id", adopted.id),
-        ("embedding", adopted.embedding),
+        ("id", adopted.id or "that of the point"),
+        ("embedding", adopted.embedding or "the vector without a name"),
         ("document", adopted.document or "nothing"),
         ("metadata", " and ".join(metadata) or "nothing"),
     ]
     return (
-        f"{adopted.schema}.{adopted.table}{where}: {found.rows:,} records of {found.dim:,} dimensions "
+        f"{adopted.whole}{where}: {found.rows:,} records of {found.dim:,} dimensions "
         f"({found.metric}); {', '.join(f'{role} is {column}' for role, column in roles)}"
     )

@@ -103,6 +103,10 @@ class Adopted:
     only rows whose column `part` has this value are records, None for all. `free`: the column of vectors
     declares no dimensions. `nullable`: rows without a vector may be there, which are no records. `index`: the
     name of the index that vecbridge may build there. `maker`: the library whose table it is, "" if unknown.
+
+    In Qdrant, `table` is a collection, which has no `schema`; `embedding` names a vector of its points, and
+    `id`, `document` and `metadata` keys of their payloads. "" is the thing itself: the point's own id, the
+    vector without a name, the payload without what the others name.
     """
 
     schema: str
@@ -125,6 +129,11 @@ class Adopted:
         perhaps = (self.document, self.metadata, self.part, self.key)
         if not all(isinstance(one, str) for one in (*texts, *self.fields, *filter(None, perhaps))):
             raise ValueError("expected the names of table and columns as text")
+
+    @property
+    def whole(self) -> str:
+        """The table's name with its schema, or that of a Qdrant collection."""
+        return f"{self.schema}.{self.table}" if self.schema else self.table
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -373,8 +373,9 @@ class Store:
     ) -> Adoption:
         """How a table that another library made would become a collection here; changes nothing.
 
-        `table`: in PostgreSQL, as "notes" or "schema.notes"; what LangChain, LlamaIndex, Haystack, Mastra and
-        Supabase vecs make is recognised. `id`, `embedding`, `document`, `metadata`: columns of others.
+        `table`: in PostgreSQL, as "notes" or "schema.notes", or the name of a Qdrant server's collection;
+        what LangChain, LlamaIndex, Haystack, Mastra and Supabase vecs make is recognised. `id`, `embedding`,
+        `document`, `metadata`: columns of others; in Qdrant keys of the payload, and the name of a vector.
         `part`: which of the collections that share the table. `name`: of the collection; that of the part or
         the table, if not given. `metric`: where no index of the table tells. The rest as for `create`: what
         index suits is planned, with `recall` on vectors of the table. `build_index`: whether the statements
@@ -400,12 +401,16 @@ class Store:
                 found = adopting.adoption(place, wanted, wishes, build_index=build_index)
                 self._check_free(found.manifest.name)
                 return found
-        raise InputError(f"expected a PostgreSQL database, whose tables can be adopted; got {self.url}")
+        raise InputError(
+            f"expected a PostgreSQL database or a Qdrant server, where others keep what can be adopted; got "
+            f"{self.url}: what lies in flat: and in Qdrant Edge (qdrant:PATH) is vecbridge's own"
+        )
 
     def adopt(self, adoption: Adoption) -> Collection:
         """The collection that `adoption` said. Its table stays its owner's: vecbridge never writes to it.
 
-        Call `build_index` on what comes back. Raises CollectionExists, InputError, Forbidden.
+        Call `build_index` on what comes back; in Qdrant, the graph is its owner's, too. Raises
+        CollectionExists, InputError, ManifestError, Forbidden.
         """
         for place in self._places:
             if place.url == adoption.url:

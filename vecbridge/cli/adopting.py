@@ -1,4 +1,4 @@
-"""adopt: a table that another library made becomes a collection where it lies."""
+"""adopt: a table, or a collection of Qdrant, that another library made is taken over where it lies."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 
 def adopt(
-    table: Annotated[
-        str, typer.Option(metavar="[SCHEMA.]NAME", help="The table, as langchain_pg_embedding.")
-    ],
+    table: Annotated[str, typer.Option(metavar="[SCHEMA.]NAME", help="The table, or Qdrant collection.")],
     urls: Annotated[
         list[str] | None, typer.Argument(metavar="[URL]...", help=options.PLACE_HELP, show_default=False)
     ] = None,
@@ -29,11 +27,16 @@ def adopt(
             metavar="NAME", help="Which, where several collections share the table, as LangChain's."
         ),
     ] = None,
-    id: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that names each row.")] = None,
-    embedding: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The column of vectors, where there are several.")
+    id: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column, or payload key, that names each.")
     ] = None,
-    document: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of texts.")] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="The column, or named vector, where there are several."),
+    ] = None,
+    document: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column, or key, of texts.")
+    ] = None,
     metadata: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,14 +56,14 @@ def adopt(
     recall: options.Promised = None,
     no_index: Annotated[bool, typer.Option("--no-index", help="Build none now.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print every statement, and change nothing.")
+        bool, typer.Option("--dry-run", help="Print every statement or request, and change nothing.")
     ] = False,
     yes: options.Yes = False,
     seed: options.Seed = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Search a table that LangChain, LlamaIndex, Haystack, Mastra, vecs or others made, uncopied."""
+    """Search a table, or Qdrant collection, that LangChain, LlamaIndex, Haystack or others made, uncopied."""
     from ..store import connect
     from . import progress
 
@@ -92,18 +95,21 @@ def adopt(
                 output.write_json(found.to_dict())
             else:
                 for statement in found.statements:
-                    output.answer(f"{output.safe(statement)};")
+                    output.answer(output.safe(statement))
             return
         collection_name = found.manifest.name
         options.confirm(f"Adopt {table} as {collection_name} in {found.url}?", yes)
         collection = store.adopt(found)
         with progress.shown(quiet=quiet) as show:
-            tuning = None if no_index else collection.build_index(progress=show)
+            # an index of the owner's is his to build
+            ours = found.plan is not None or collection.index_state().status == "ready"
+            tuning = collection.build_index(progress=show) if ours and not no_index else None
         state = collection.index_state()
     if as_json:
         output.write_json({**found.to_dict(), "index": asdict(state)})
         return
-    index = "" if state.status == "none" else f"; index {state.status}"
+    detail = f" ({state.detail})" if state.detail else ""
+    index = "" if state.status == "none" else f"; index {state.status}{detail}"
     output.answer(f"adopted {table} as {collection_name}{index}")
     if tuning is not None:
         output.say(str(tuning))

@@ -103,7 +103,7 @@ def delete(
 
 
 def drop(words: options.Place, yes: options.Yes = False, as_json: options.Json = False) -> None:
-    """Delete a collection with everything in it; an adopted table itself stays."""
+    """Delete a collection with everything in it; an adopted table, or collection of Qdrant, itself stays."""
     urls, (name,) = options.place(words, "COLLECTION")
     from ..store import connect
 
@@ -113,7 +113,7 @@ def drop(words: options.Place, yes: options.Yes = False, as_json: options.Json =
         kept = None
         with suppress(VecbridgeError):
             adopted = store.open(name).manifest.adopted
-            kept = None if adopted is None else f"{adopted.schema}.{adopted.table}"
+            kept = None if adopted is None else adopted.whole
         what = "with everything in it" if kept is None else f"and the index made for it; table {kept} stays"
         options.confirm(f"Drop {name} in {at} {what}?", yes)
         store.drop(name)

@@ -521,7 +521,7 @@ def statements(table: Table, *, rows: int, build_index: bool) -> list[str]:
     if build_index and index is not None and table.run(lambda one: build.used(table, one)) is None:
         lists = build.lists_of(index, rows)
         listed.append(sql.create_index(manifest, place, lists=lists, concurrently=True))
-    return [one.as_string(None) for one in listed]
+    return [f"{one.as_string(None)};" for one in listed]
 
 
 def about_index(place: Place, manifest: Manifest, served: str) -> str:

@@ -67,6 +67,7 @@ class _Doctor:
         yield from self._database()
         yield connections(server.used, server.most)
         yield from self._schema()
+        adopted: foreign_findings.Readers = {}
         if not server.catalogue:
             if server.may_use or not server.there:
                 yield Finding("ok", "collections", "there are none yet")
@@ -75,12 +76,13 @@ class _Doctor:
             names = sorted(listed)
             yield Finding("ok", "collections", f"{len(names)} in schema {server.schema}")
             yield from self._strays(listed)
+            adopted = self.pool.run(lambda one: foreign_findings.readers(one, self.place))
             checkup = Checkup(self.postgres, self.pool, self.place, server, self.room)
             for name in names:
                 yield from checkup.look(name)
         if server.vector is not None and server.may_use_vector:
             limits = self.postgres.limits()
-            yield from self.pool.run(lambda one: foreign_findings.findings(one, server, limits))
+            yield from self.pool.run(lambda one: foreign_findings.findings(one, server, limits, adopted))
 
     # --- the server ----------------------------------------------------------------------------------
 

@@ -5,11 +5,16 @@ A sound column is one line. A database with hundreds of them shows the worst and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+from psycopg.sql import SQL
+
+from ...errors import ManifestError
 from ...explain import human, lasting
 from ...limits import Limits
+from ...manifest import Manifest
 from ...objections import ROW_BYTES
 from ...sizes import hnsw_memory, vector_bytes
 from ...speeds import ROUGH
@@ -20,6 +25,7 @@ from .foreign import MAKERS, Metric, Part, VectorColumn, VectorIndex, columns
 from .pool import Connection
 from .proposals import OPERATORS, Proposal, proposal, qualified
 from .searches import Search, Statement, searches, statements
+from .sql import Place
 
 SHOWN = 40  # columns
 _PARTS = 5  # collections of one table for which an index is proposed
@@ -31,15 +37,54 @@ _LEVELS = {"broken": 0, "warning": 1, "ok": 2}
 _ELEMENTS: dict[str, Element] = {"vector": "float32", "halfvec": "float16", "bit": "bit"}
 
 
-def findings(connection: Connection, server: Server, limits: Limits) -> list[Finding]:
-    """What there is to say of the vector columns that others made, table by table."""
+Readers: TypeAlias = Mapping[tuple[str, str, str], Mapping[str | None, str]]
+"""By schema, table and column: the collections that adopted it, by the key of the part that each reads."""
+
+
+def readers(connection: Connection, place: Place) -> Readers:
+    """Which collections of the catalogue read whose columns."""
+    found: dict[tuple[str, str, str], dict[str | None, str]] = {}
+    rows = connection.execute(SQL("SELECT name, manifest FROM {}").format(place.catalogue)).fetchall()
+    for name, text in rows:
+        try:
+            adopted = Manifest.load(text, b"").adopted
+        except ManifestError:
+            continue  # which the look at that collection tells
+        if adopted is not None:
+            column = (adopted.schema, adopted.table, adopted.embedding)
+            found.setdefault(column, {})[adopted.key] = name
+    return found
+
+
+def findings(
+    connection: Connection, server: Server, limits: Limits, adopted: Readers | None = None
+) -> list[Finding]:
+    """What there is to say of the vector columns that others made, table by table.
+
+    `adopted`: those that collections read, of which there is more in the findings of those.
+    """
     found = columns(connection)
     if not found:
         return []
     counted = statements(connection)
     said = counted if isinstance(counted, str) else None
     texts: Sequence[Statement] = counted if isinstance(counted, list) else ()
-    looked = [(one, list(_Look(one, searches(one, texts), server, limits).all())) for one in found]
+    known = adopted or {}
+    looked = [
+        (
+            one,
+            list(
+                _Look(
+                    one,
+                    searches(one, texts),
+                    server,
+                    limits,
+                    known.get((one.schema, one.table, one.column), {}),
+                ).all()
+            ),
+        )
+        for one in found
+    ]
     looked.sort(key=lambda pair: (_worst(pair[1]), -(pair[0].bytes or 0)))
     shown = sorted(looked[:SHOWN], key=lambda pair: (pair[0].schema, pair[0].table, pair[0].column))
     result = [finding for _, several in shown for finding in several]
@@ -69,12 +114,19 @@ class _Look:
     searches: Sequence[Search]
     server: Server
     limits: Limits
+    readers: Mapping[str | None, str]
 
     @property
     def subject(self) -> str:
         return f"{self.column.schema}.{self.column.table}.{self.column.column}"
 
     def all(self) -> Iterator[Finding]:
+        if self._adopted:
+            names = ", ".join(sorted(self.readers.values()))
+            several = len(self.readers) > 1
+            read = f"collections {names} read it" if several else f"collection {names} reads it"
+            yield Finding("ok", self.subject, f"{read}: see what is said of {'them' if several else 'that'}")
+            return
         yield Finding("ok", self.subject, self._description())
         if self.column.readable and self.column.bytes is not None:
             yield from self._dimensions()
@@ -82,6 +134,13 @@ class _Look:
             yield from self._searched()
             yield from self._storage()
             yield from self._statistics()
+
+    @property
+    def _adopted(self) -> bool:
+        """Whether collections read all of it."""
+        return bool(self.readers) and (
+            None in self.readers or all(part.key in self.readers for part in self.column.parts)
+        )
 
     # --- what it is ----------------------------------------------------------------------------------
 
@@ -104,6 +163,8 @@ class _Look:
                 words.append(f"; {self._named(index)}")
         if not column.indexes:
             words.append("; no index")
+        for name in sorted(self.readers.values()):
+            words.append(f"; collection {name} reads some of it")
         return "".join(words)
 
     def _sizes(self) -> str:

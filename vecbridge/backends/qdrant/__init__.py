@@ -24,7 +24,8 @@ from ...limits import Limits
 from ...manifest import Manifest
 from ...names import check_two
 from ...types import FieldKind, Finding
-from . import config
+from .. import Found, Wanted
+from . import adoption, config
 from .address import Address, parse
 from .engine import Engine, Json
 from .filters import key
@@ -34,7 +35,7 @@ from .table import Table
 if TYPE_CHECKING:
     from .. import Table as AnyTable
 
-__all__ = ["Qdrant", "Table", "connect"]
+__all__ = ["Qdrant", "QdrantServer", "Table", "connect"]
 
 # where Edge keeps collections if no path is given
 _DEFAULT = "./vecbridge-qdrant"
@@ -55,7 +56,7 @@ def connect(url: str) -> Qdrant:
         path = url.partition(":")[2] or _DEFAULT
         return Qdrant(edge.connect(path, shown=f"qdrant:{path}"))
     address = parse(url)
-    return Qdrant(_engine(address), exposed=address.bare_key)
+    return QdrantServer(_engine(address), exposed=address.bare_key)
 
 
 def _engine(address: Address) -> Engine:
@@ -258,13 +259,18 @@ class Qdrant:
         check_two(one, other)
         with ExitStack() as held:
             # by one order, as two may exchange them at the same time
-            physicals = [self._line(name)[-1].physical for name in sorted((one, other))]
+            names = sorted((one, other))
+            physicals = [physical for name in names for physical in self._physicals(name)]
             for physical in physicals:
                 held.enter_context(self._engine.paused(physical))
-            if physicals != [self._line(name)[-1].physical for name in sorted((one, other))]:
+            if physicals != [physical for name in names for physical in self._physicals(name)]:
                 raise self._generations.changed(one)
             self._generations.exchange(one, other, physicals)
             self._engine.moved(physicals)
+
+    def _physicals(self, name: str) -> list[str]:
+        """What Qdrant calls that which vecbridge made for the collection. Raises CollectionNotFound."""
+        return [self._line(name)[-1].physical]
 
     def findings(self) -> list[Finding]:
         from .findings import findings
@@ -273,6 +279,94 @@ class Qdrant:
 
     def close(self) -> None:
         self._engine.close()
+
+
+class QdrantServer(Qdrant):
+    """A Qdrant server, where other programs make collections, too, which can be adopted.
+
+    Edge has none of those: a folder of it is one program's, and vecbridge's are in vecbridge's own order.
+    """
+
+    def __init__(self, engine: Engine, *, exposed: bool = False) -> None:
+        super().__init__(engine, exposed=exposed)
+        self._adoptions = adoption.Adoptions(engine)
+
+    def names(self) -> list[str]:
+        called = self._generations.names()
+        return sorted({*super().names(), *map(called.now, self._adoptions.names())})
+
+    def create(self, manifest: Manifest) -> Table:
+        made = self._generations.names().made_as(manifest.name)
+        if self._adoptions.there(made):
+            raise adoption.exists(manifest.name, self.url)
+        if manifest.adopted is None:
+            return super().create(manifest)
+        if self._taken(manifest.name):
+            raise adoption.exists(manifest.name, self.url)
+        return adoption.adopt(self._engine, manifest, made)
+
+    def _taken(self, name: str) -> bool:
+        try:
+            self.look(name)
+        except CollectionNotFound:
+            return False
+        except ManifestError:
+            return True
+        return True
+
+    def look(self, name: str) -> tuple[Table, list[Generation]]:
+        try:
+            return super().look(name)
+        except CollectionNotFound:
+            made = self._generations.names().made_as(name)
+            manifest = self._adoptions.find(made)
+            if manifest is None:
+                raise
+        manifest = replace(manifest, name=name)
+        table = adoption.AdoptedTable(self._engine, manifest, made=made)
+        there = self._generations.look(table.physical)
+        adoption.compare(manifest, None if there is None else there.description, self.url)
+        return table, []
+
+    def drop(self, name: str) -> None:
+        """Delete the collection and everything in it; an adopted one is forgotten, and its points stay."""
+        try:
+            super().drop(name)
+        except CollectionNotFound:
+            made = self._generations.names().made_as(name)
+            if not self._adoptions.there(made):
+                raise
+            self._adoptions.forget(made)
+            # whoever has it open here looks whether it is still there
+            self._engine.moved([])
+
+    def _physicals(self, name: str) -> list[str]:
+        try:
+            return super()._physicals(name)
+        except CollectionNotFound:
+            if not self._adoptions.there(self._generations.names().made_as(name)):
+                raise
+            return []
+
+    def adoptable(self, wanted: Wanted) -> Found:
+        """What is in a collection that another program made, and how it would be read; changes nothing.
+
+        Raises InputError where it must be said more clearly what is meant, CollectionExists, FeatureMissing.
+        """
+        return adoption.look(self._engine, wanted, self._taken)
+
+    def adopting(self, manifest: Manifest, *, rows: int, build_index: bool) -> list[str]:
+        """The requests that `create` would send to adopt the collection; no index is ever built."""
+        made = self._generations.names().made_as(manifest.name)
+        return self._adoptions.requests(made, manifest)
+
+    def about_index(self, manifest: Manifest, served: str) -> str:
+        """What the owner's graph serves, in sentences."""
+        return adoption.about_index(self.peek(manifest))
+
+    def peek(self, manifest: Manifest) -> adoption.AdoptedTable:
+        """The records as the collection would have them, which is not made."""
+        return adoption.AdoptedTable(self._engine, manifest)
 
 
 def _field(name: str, kind: FieldKind) -> tuple[str, str]:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
+from urllib.parse import quote
 
 from ...errors import CollectionExists, CollectionNotFound
 from .engine import Engine, Json, Points
@@ -27,15 +30,50 @@ _PAGE = 256
 
 def keep(engine: Engine, key: str, content: bytes) -> None:
     """Store bytes under a key of letters, digits and dashes; what was there before is replaced at once."""
+    *parts, head = _points(key, content)
+    for point, payload in parts:
+        _write(engine, point, payload)
+    before = _head(engine, key)
+    _write(engine, *head)
+    if before is not None and before["sha256"] != head[1]["sha256"]:
+        engine.delete(NAME, [_part(key, before["sha256"], number) for number in range(before["parts"])])
+
+
+def requests(engine: Engine, key: str, content: bytes) -> list[str]:
+    """What `keep` would send, in the words of Qdrant's REST API."""
+    path = f"PUT /collections/{quote(NAME, safe='')}"
+    made = [f"{path} {json.dumps(_CONFIG)}"]
+    with suppress(CollectionNotFound):
+        engine.describe(NAME)
+        made.clear()
+    for point, payload in _points(key, content):
+        body = {"points": [{"id": point, "vector": {}, "payload": payload}]}
+        made.append(f"{path}/points?wait=true {json.dumps(body)}")
+    return made
+
+
+def _points(key: str, content: bytes) -> Iterator[tuple[str, Json]]:
+    """The points of a blob, id and payload, its head last."""
     digest = hashlib.sha256(content).hexdigest()
     parts = range(0, len(content), PART)
     for number, start in enumerate(parts):
         text = base64.b64encode(content[start : start + PART]).decode("ascii")
-        _write(engine, _part(key, digest, number), {"blob": key, "content": text})
-    before = _head(engine, key)
-    _write(engine, _id(key), {"blob": key, "parts": len(parts), "bytes": len(content), "sha256": digest})
-    if before is not None and before["sha256"] != digest:
-        engine.delete(NAME, [_part(key, before["sha256"], number) for number in range(before["parts"])])
+        yield _part(key, digest, number), {"blob": key, "content": text}
+    yield _id(key), {"blob": key, "parts": len(parts), "bytes": len(content), "sha256": digest}
+
+
+def keys(engine: Engine, start: str) -> list[str]:
+    """The keys that begin so, of which something is kept."""
+    heads = {"must_not": [{"is_empty": {"key": "sha256"}}]}
+    found: list[str] = []
+    at: str | None = None
+    with suppress(CollectionNotFound):
+        while True:
+            page, at = engine.scroll(NAME, limit=_PAGE, filter=heads, offset=at, payload=["blob"])
+            found += [payload["blob"] for payload in page.payloads]
+            if at is None:
+                break
+    return [key for key in found if key.startswith(start)]
 
 
 def kept(engine: Engine, key: str) -> bytes | None:

@@ -144,11 +144,11 @@ def exact_params(manifest: Manifest) -> Json:
 def graph_of(manifest: Manifest, config: Json) -> Json:
     """The graph's settings in what `describe` calls config: those of the vector that searches walk."""
     graph: Json = dict(config.get("hnsw_config") or {})
-    if two_vectors(manifest):
-        vector = (config.get("params") or {}).get("vectors", {}).get(SHORT) or {}
-        own = vector.get("hnsw_config") or {}
-        graph |= {key: value for key, value in own.items() if value is not None}
-    return graph
+    adopted = manifest.adopted
+    name = SHORT if two_vectors(manifest) else "" if adopted is None else adopted.embedding
+    vector = by_name((config.get("params") or {}).get("vectors") or {}).get(name) or {}
+    own = vector.get("hnsw_config") or {}
+    return graph | {key: value for key, value in own.items() if value is not None}
 
 
 def disagreements(manifest: Manifest, description: Json) -> list[str]:

@@ -1,7 +1,8 @@
 """The seam inside the Qdrant backend: what gRPC, REST and Edge each do in their own way.
 
 Configurations, filters and search parameters are Qdrant's own JSON, as its REST API documents it; each engine
-translates at its edge. Point ids are UUIDs as text. Engines raise vecbridge's errors, nothing else.
+translates at its edge. Point ids are UUIDs, and in the collections of others also whole numbers, as text.
+Engines raise vecbridge's errors, nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +27,17 @@ FULL, SHORT = "full", "short"
 def by_name(vectors: Json) -> dict[str, Json]:
     """The vectors of a collection's configuration by name; a single one, which has none, under ""."""
     return {"": vectors} if "size" in vectors else dict(vectors)
+
+
+def number_of(id: str) -> int | None:
+    """The whole number that a point's id is, None for a UUID."""
+    return int(id) if id.isascii() and id.isdecimal() else None
+
+
+def raw_id(id: str) -> int | str:
+    """A point's id as Qdrant's JSON has it."""
+    number = number_of(id)
+    return id if number is None else number
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +70,19 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A point found: Qdrant's own score (the distance itself for Euclid), and its payload."""
+    """A point found: Qdrant's own score (the distance itself for Euclid), its payload and its id."""
 
     score: float
     payload: Json
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """Points read back by column; `payloads` and `vectors` are empty and None where they were not asked for.
 
-    `vectors`: the single or the full vector of each, float32 (n, d); None also where no point came.
+    `vectors`: the single or the full vector of each, float32 (n, d); None also where no point came. Points
+    without one are left out where they were asked for.
     """
 
     ids: list[str]

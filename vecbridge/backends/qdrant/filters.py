@@ -14,9 +14,7 @@ Five things that Qdrant cannot tell apart, or not in every version, are written 
 
 from __future__ import annotations
 
-import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

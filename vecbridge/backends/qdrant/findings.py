@@ -126,6 +126,11 @@ def _collection(qdrant: Qdrant, engine: Engine, name: str, physicals: Sequence[s
         )
         return
     yield Finding("ok", f"{name}: manifest", "the collection is as its manifest says")
+    adopted = table.manifest.adopted
+    if adopted is not None:
+        physicals = ()
+        found = f"reading the Qdrant collection {adopted.table!r}, to which vecbridge never writes"
+        yield Finding("ok", f"{name}: points", found)
     before = {one.physical for one in former}
     for physical in physicals:
         if physical in before:
@@ -152,7 +157,7 @@ def _collection(qdrant: Qdrant, engine: Engine, name: str, physicals: Sequence[s
         )
     alone = engine.limits().backend != "edge"  # Edge does nothing by itself, and so has nothing to report
     if alone:
-        yield status(name, description)
+        yield status(name, description, own=adopted is None)
     if description.get("status") != "red":
         yield _index(table, description, building=alone and description.get("status") == "yellow")
     strict = (description.get("config") or {}).get("strict_mode_config") or {}
@@ -174,8 +179,8 @@ def _collection(qdrant: Qdrant, engine: Engine, name: str, physicals: Sequence[s
         )
 
 
-def status(name: str, description: Json) -> Finding:
-    """What there is to say of the status in what `describe` gives."""
+def status(name: str, description: Json, *, own: bool = True) -> Finding:
+    """What there is to say of the status in what `describe` gives; `own`: the collection is vecbridge's."""
     subject, colour = f"{name}: status", description.get("status")
     if colour == "red":
         said = description.get("optimizer_status")
@@ -184,14 +189,15 @@ def status(name: str, description: Json) -> Finding:
             "broken",
             subject,
             f"red: Qdrant's optimiser failed: {error}",
-            "find the reason in the server's log (often disk or memory), remove it, then call build_index()",
+            "find the reason in the server's log (often disk or memory), remove it, then "
+            + ("call build_index()" if own else "start the server again"),
         )
     if colour == "grey":
         return Finding(
             "warning",
             subject,
             "grey: the server was started again and waits with its optimisations for the next write",
-            "call build_index(), or write a record",
+            "call build_index(), or write a record" if own else "have its owner write a point",
         )
     if colour == "yellow":
         return Finding("ok", subject, "yellow: Qdrant is building; searches go on meanwhile")
@@ -201,13 +207,21 @@ def status(name: str, description: Json) -> Finding:
 def _index(table: Table, description: Json, *, building: bool) -> Finding:
     subject, state = f"{table.manifest.name}: index", table.index_state()
     points = description.get("points_count") or 0
+    remedy = "call build_index() on the collection"
+    if table.manifest.adopted is not None:
+        remedy = (
+            "have its owner look at hnsw_config and indexing_threshold: vecbridge leaves them as they are"
+        )
     if state.status == "none":
         return Finding("ok", subject, state.detail or "none: every search is exact")
     if not points:
         return Finding("ok", subject, "not built yet: there are no records")
     if state.status != "ready" or not state.used:
         return Finding(
-            "broken", subject, f"{state.status}: {state.detail}", "call build_index() on the collection"
+            "broken" if table.manifest.adopted is None else "warning",
+            subject,
+            f"{state.status}: {state.detail}",
+            remedy,
         )
     indexed = min(description.get("indexed_vectors_count") or 0, points)
     if indexed < _INDEXED * points and not building:
@@ -215,6 +229,6 @@ def _index(table: Table, description: Json, *, building: bool) -> Finding:
             "warning",
             subject,
             f"only {indexed:,} of {points:,} points are in the graph; the others are compared one by one",
-            "call build_index() on the collection",
+            remedy,
         )
     return Finding("ok", subject, f"ready, and searches run on it ({indexed:,} of {points:,} points)")

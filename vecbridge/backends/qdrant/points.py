@@ -164,11 +164,15 @@ def digest_of(payload: Json) -> bytes | None:
 
 
 def hit(found: Scored, *, euclid: bool) -> Hit:
-    """A point as a hit; the sign is flipped here, and only here, because Qdrant's Euclid is a distance."""
+    """A point as a hit."""
     payload = found.payload
+    return Hit(payload["id"], score(found, euclid=euclid), payload.get("document"), metadata_of(payload))
+
+
+def score(found: Scored, *, euclid: bool) -> float:
+    """Its score; the sign is flipped here, and only here, because Qdrant's Euclid is a distance."""
     # not -score, which would make a record at its own place -0.0 away
-    score = 0.0 - found.score if euclid else found.score
-    return Hit(payload["id"], score, payload.get("document"), metadata_of(payload))
+    return 0.0 - found.score if euclid else found.score
 
 
 def batch(found: Found, dim: int) -> Batch:

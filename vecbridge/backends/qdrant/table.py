@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 import numpy as np
 
-from ...errors import CollectionNotFound, IndexFailure, StoreError
+from ...errors import CollectionNotFound, IndexFailure, StoreError, VecbridgeError
 from ...filters import Filter, tests
 from ...manifest import Manifest
 from ...types import Batch, Hit, IndexState, Layout, Progress, Sizes
@@ -31,8 +31,7 @@ _READ_BYTES = 16_000_000
 _IDS = 5_000
 _PAGE = 2_000
 _FEW = 64  # points of a scan's first request
-# of a payload, all but what restores vectors
-_PLAIN = ["id", "document", "metadata", "json", "digest"]
+_NAMED = ["id", "digest"]
 # an index that misses fewer than this share of the points is left alone: Qdrant scans them beside it
 _UNINDEXED = 0.1
 
@@ -72,9 +71,13 @@ class Table:
         try:
             yield self._physical
         except CollectionNotFound as error:
-            raise self._generations.lost(self._manifest.name, self._physical) from error
+            raise self._lost() from error
         # what was written may have come too late for the name
         self._check_name()
+
+    def _lost(self) -> VecbridgeError:
+        """Why Qdrant has no such collection any more."""
+        return self._generations.lost(self._manifest.name, self._physical)
 
     def _check_name(self) -> None:
         """Raises LayoutChanged where the collection is called otherwise since it was opened."""
@@ -111,12 +114,16 @@ class Table:
         return self._scaled(projected)[0]
 
     def read(self, ids: Sequence[str]) -> Batch:
-        size = max(1, min(_IDS, _READ_BYTES // (4 * self._manifest.stored_dim)))
-        parts = list(self._retrieved(ids, True, vectors=self._full, size=size))
+        parts = list(self._retrieved(ids, True, vectors=self._full, size=self._reads))
         return self._ordered(parts, ids)
 
+    @property
+    def _reads(self) -> int:
+        """Records of one request with vectors."""
+        return max(1, min(_IDS, _READ_BYTES // (4 * self._manifest.stored_dim)))
+
     def _ordered(self, parts: Sequence[Found], ids: Sequence[str]) -> Batch:
-        batches = [points.batch(part, self._manifest.stored_dim) for part in parts]
+        batches = [self._batch(part, self._manifest.stored_dim) for part in parts]
         where = {
             one: (number, row) for number, part in enumerate(batches) for row, one in enumerate(part.ids)
         }
@@ -134,7 +141,7 @@ class Table:
 
     def digests(self, ids: Sequence[str]) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
-        for part in self._retrieved(ids, ["id", "digest"]):
+        for part in self._retrieved(ids, _NAMED):
             for payload in part.payloads:
                 if (digest := points.digest_of(payload)) is not None:
                     found[payload["id"]] = digest
@@ -155,11 +162,11 @@ class Table:
             yield found
 
     def inventory(self) -> Iterator[list[tuple[str, bytes | None]]]:
-        for found in self._pages(None, ["id", "digest"]):
+        for found in self._pages(None, _NAMED):
             yield [(payload["id"], points.digest_of(payload)) for payload in found.payloads]
 
     def scan(self, where: Filter | None, *, vectors: bool) -> Iterator[Batch]:
-        bounds = None if where is None else compile(where)
+        bounds = self._among(where)
         over = None if bounds is None else bounds.over
         check = checker(where) if where is not None and bounds is not None and not bounds.exact else None
         dim = self._manifest.stored_dim if vectors else 0
@@ -171,15 +178,15 @@ class Table:
                     limit=limit,
                     filter=over,
                     offset=at,
-                    payload=True if vectors else _PLAIN,
+                    payload=True if vectors else self._plain,
                     vectors=self._full if vectors else None,
                 )
             if check is None:
                 kept = found
             else:
-                kept = _chosen(found, [check(points.metadata_of(one)) for one in found.payloads])
+                kept = _chosen(found, [check(self._metadata(one)) for one in found.payloads])
             if kept.ids:
-                yield points.batch(kept, dim)
+                yield self._batch(kept, dim)
             if at is None:
                 return
             # nobody knows how large payloads are before they have been read: it grows step by step
@@ -239,11 +246,9 @@ class Table:
             self._engine.delete(name, ids)
 
     def count(self, where: Filter | None = None) -> int:
-        if where is None:
-            return self._counted(None)
-        bounds = compile(where)
-        if bounds.exact:
-            return self._counted(bounds.over)
+        bounds = self._among(where)
+        if where is None or bounds is None or bounds.exact:
+            return self._counted(None if bounds is None else bounds.over)
         sure = self._counted(bounds.under)
         return sure + sum(len(ids) for ids in self._checked(where, bounds.doubt))
 
@@ -262,11 +267,11 @@ class Table:
     def _checked(self, where: Filter, among: Json) -> Iterator[list[str]]:
         """Ids of those points that match, after looking at the metadata of all that pass `among`."""
         check = checker(where)
-        for found in self._pages(among, ["metadata", "json"]):
+        for found in self._pages(among, self._told):
             yield [
                 one
                 for one, payload in zip(found.ids, found.payloads, strict=True)
-                if check(points.metadata_of(payload))
+                if check(self._metadata(payload))
             ]
 
     def _pages(self, filter: Json | None, payload: Sequence[str] | bool) -> Iterator[Found]:
@@ -283,7 +288,7 @@ class Table:
         self, queries: Floats, short: Floats | None, *, k: int, where: Filter | None, exact: bool
     ) -> list[list[Hit]]:
         layout = self._manifest.layout
-        bounds = None if where is None else compile(where)
+        bounds = self._bounds(where)
         whole, _ = self._scaled(queries)
         if exact or layout.index is None:
             return self._exact(whole, k, where, bounds)
@@ -324,8 +329,11 @@ class Table:
             params["acorn"] = {"enable": True, "max_selectivity": 0.4 if known else 1.0}
         return params
 
+    def _thorough(self) -> Json:
+        return config.exact_params(self._manifest)
+
     def _exact(self, whole: Floats, k: int, where: Filter | None, bounds: Bounds | None) -> list[list[Hit]]:
-        params = config.exact_params(self._manifest)
+        params = self._thorough()
         over = None if bounds is None else bounds.over
 
         def ask(rows: Sequence[int], limit: int) -> list[list[Scored]]:
@@ -359,7 +367,7 @@ class Table:
             for row, found in zip(rows, ask(rows, limit), strict=True):
                 kept = found
                 if check is not None:
-                    kept = [one for one in found if check(points.metadata_of(one.payload))]
+                    kept = [one for one in found if check(self._metadata(one.payload))]
                 answers[row] = kept
                 if len(found) < limit:
                     continue
@@ -374,9 +382,32 @@ class Table:
         return answers
 
     def _hits(self, answer: Sequence[Scored]) -> list[Hit]:
-        hits = [points.hit(one, euclid=self._euclid) for one in answer]
+        hits = [self._hit(one) for one in answer]
         hits.sort(key=lambda hit: (-hit.score, hit.id))
         return hits
+
+    # how records lie in payloads
+
+    # of a payload, all but what restores vectors; and what tells the metadata
+    _plain: Sequence[str] | bool = ("id", "document", "metadata", "json", "digest")
+    _told: Sequence[str] | bool = ("metadata", "json")
+
+    def _bounds(self, where: Filter | None) -> Bounds | None:
+        """What Qdrant can say of a filter; None for none."""
+        return None if where is None else compile(where)
+
+    def _among(self, where: Filter | None) -> Bounds | None:
+        """The same among all points, of which some may be no records."""
+        return self._bounds(where)
+
+    def _batch(self, found: Found, dim: int) -> Batch:
+        return points.batch(found, dim)
+
+    def _hit(self, one: Scored) -> Hit:
+        return points.hit(one, euclid=self._euclid)
+
+    def _metadata(self, payload: Json) -> dict[str, Any]:
+        return points.metadata_of(payload)
 
     def build_index(self, progress: Progress | None) -> None:
         if self._manifest.layout.index is None:
@@ -426,8 +457,8 @@ class Table:
             return IndexState("ready", used=True, detail="so few points that Qdrant compares all of them")
         return IndexState("missing", detail="no point is in the graph yet: Qdrant compares all of them")
 
-    def searched(self, layout: Layout) -> Table:
-        made = Table(self._engine, replace(self._manifest, layout=layout), physical=self._physical)
+    def searched(self, layout: Layout) -> Self:
+        made = type(self)(self._engine, replace(self._manifest, layout=layout), physical=self._physical)
         made._deleting, made._moves = self._deleting, self._moves
         return made
 

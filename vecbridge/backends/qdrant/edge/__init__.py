@@ -22,7 +22,7 @@ import qdrant_edge as qe
 from ....errors import StoreError, UrlError
 from ....limits import Limits, limits
 from ....types import Progress, Sizes
-from ..engine import Found, Json, Points, Query, Scored
+from ..engine import Found, Json, Points, Query, Scored, raw_id
 from . import build
 from .config import INDEXING_THRESHOLD, indexed, told, vectors
 from .files import check_room, free, sentences, taken
@@ -146,14 +146,14 @@ class Edge:
                 answers = [shard.query(requests[0])]
             else:
                 answers = shard.query_batch(qe.QueryBatchRequest(requests)) if requests else []
-        return [[Scored(hit.score, hit.payload or {}) for hit in hits] for hits in answers]
+        return [[Scored(hit.score, hit.payload or {}, str(hit.id)) for hit in hits] for hits in answers]
 
     def retrieve(
         self, name: str, ids: Sequence[str], *, payload: Sequence[str] | bool, vectors: str | None
     ) -> Found:
         collection = self._collection(name)
         with collection.reading() as shard:
-            records = shard.retrieve(list(ids), _selector(payload), _wanted(vectors))
+            records = shard.retrieve(list(map(raw_id, ids)), _selector(payload), _wanted(vectors))
         return _found(collection, records, payload, vectors)
 
     def scroll(
@@ -169,7 +169,7 @@ class Edge:
         collection = self._collection(name)
         with sentences(self._url):
             page = qe.ScrollRequest(
-                offset=offset,
+                offset=None if offset is None else raw_id(offset),
                 limit=limit,
                 filter=filter_of(filter),
                 with_payload=_selector(payload),

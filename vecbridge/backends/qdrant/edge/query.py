@@ -105,6 +105,8 @@ def _condition(given: Mapping[str, Any]) -> Any:
         return filter_of(dict(given))
     if "has_id" in given:
         return qe.HasIdCondition(set(check(given, {"has_id"}, "condition")["has_id"]))
+    if "has_vector" in given:
+        return qe.HasVectorCondition(check(given, {"has_vector"}, "condition")["has_vector"])
     for key, make in (("is_empty", qe.IsEmptyCondition), ("is_null", qe.IsNullCondition)):
         if key in given and "key" not in given:
             return make(check(check(given, {key}, "condition")[key], {"key"}, f"part of {key}")["key"])

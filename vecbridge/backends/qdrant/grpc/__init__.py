@@ -141,7 +141,10 @@ class Grpc(Server):
                 collection=name,
             )
             found += [
-                [Scored(point.score, messages.payload(point.payload)) for point in one.result]
+                [
+                    Scored(point.score, messages.payload(point.payload), messages.id_of(point.id))
+                    for point in one.result
+                ]
                 for one in answer.result
             ]
         return found
@@ -177,7 +180,7 @@ class Grpc(Server):
             with_vectors=messages.with_vectors(vectors),
         )
         answer = self._ask("/qdrant.Points/Scroll", request, grpc.ScrollResponse, collection=name)
-        after = answer.next_page_offset.uuid if answer.HasField("next_page_offset") else None
+        after = messages.id_of(answer.next_page_offset) if answer.HasField("next_page_offset") else None
         return messages.found(answer.result, payload, vectors), after
 
     def count(self, name: str, filter: Json | None = None) -> int:

@@ -11,7 +11,7 @@ from qdrant_client import grpc, models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc, grpc_to_payload, payload_to_grpc
 
 from ....errors import FeatureMissing
-from ..engine import Found, Json, Query
+from ..engine import Found, Json, Query, number_of
 from . import wire
 
 _SCHEMAS = {
@@ -149,8 +149,14 @@ def with_vectors(name: str | None) -> grpc.WithVectorsSelector:
 
 
 def point_id(id: str) -> grpc.PointId:
-    """A UUID as a point's id."""
-    return grpc.PointId(uuid=id)
+    """A point's id as a message."""
+    number = number_of(id)
+    return grpc.PointId(uuid=id) if number is None else grpc.PointId(num=number)
+
+
+def id_of(id: Any) -> str:
+    """A point's id as text."""
+    return id.uuid or str(id.num)
 
 
 def payload(fields: Any) -> Json:
@@ -161,8 +167,10 @@ def payload(fields: Any) -> Json:
 
 def found(points: Sequence[Any], payloads: Sequence[str] | bool, vectors: str | None) -> Found:
     """Points that were read, by column; see `Found`."""
+    if vectors is not None:
+        points = [point for point in points if wire.output_of(point, vectors) is not None]
     return Found(
-        [point.id.uuid for point in points],
+        [id_of(point.id) for point in points],
         [] if payloads is False else [payload(point.payload) for point in points],
         None if vectors is None else wire.matrix(points, vectors),
     )

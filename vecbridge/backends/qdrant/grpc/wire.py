@@ -117,14 +117,23 @@ def matrix(points: Sequence[Any], name: str) -> Floats | None:
     """The vectors called `name` of points that were read, float32 (n, d); None where there are no points."""
     found: Floats | None = None
     for row, point in enumerate(points):
-        vectors = point.vectors
-        output = vectors.vectors.vectors[name] if name else vectors.vector
+        output = output_of(point, name)
         # servers before 1.16 fill `data`, later ones `dense`
         data = output.dense.data if output.HasField("dense") else output.data
         if found is None:
             found = np.empty((len(points), len(data)), dtype=np.float32)
         found[row] = data
     return found
+
+
+def output_of(point: Any, name: str) -> Any:
+    """The vector of this name of a point that was read, None where it has none."""
+    vectors = point.vectors
+    if vectors.HasField("vector"):
+        return None if name else vectors.vector
+    there = vectors.vectors.vectors
+    # a protobuf map makes what it is asked for, unless it is asked with get
+    return there.get(name)
 
 
 def _opened(field: int, length: int) -> bytes:

@@ -15,7 +15,7 @@ import httpx
 from ...._version import __version__
 from ....errors import StoreError
 from ....limits import Limits
-from ..engine import Found, Json, Points, Query, Scored
+from ..engine import Found, Json, Points, Query, Scored, raw_id
 from ..failures import Refused, attempt
 from ..server import CONTACTS, Server, cut
 from .answers import allowed, answer, found, lost
@@ -138,7 +138,10 @@ class Rest(Server):
             body = b'{"searches":[%b]}' % b",".join(texts[run.start : run.stop])
             part = self._ask("POST", f"{_path(name)}/points/query/batch", body, collection=name)
             answers += [
-                [Scored(point["score"], point.get("payload") or {}) for point in one["points"]]
+                [
+                    Scored(point["score"], point.get("payload") or {}, str(point["id"]))
+                    for point in one["points"]
+                ]
                 for one in part
             ]
         return answers
@@ -146,7 +149,7 @@ class Rest(Server):
     def retrieve(
         self, name: str, ids: Sequence[str], *, payload: Sequence[str] | bool, vectors: str | None
     ) -> Found:
-        body = dump({"ids": list(ids), **_wanted(payload, vectors)})
+        body = dump({"ids": list(map(raw_id, ids)), **_wanted(payload, vectors)})
         return found(self._ask("POST", f"{_path(name)}/points", body, collection=name), payload, vectors)
 
     def scroll(
@@ -163,7 +166,7 @@ class Rest(Server):
         if filter is not None:
             request["filter"] = filter
         if offset is not None:
-            request["offset"] = offset
+            request["offset"] = raw_id(offset)
         page = self._ask("POST", f"{_path(name)}/points/scroll", dump(request), collection=name)
         after = page.get("next_page_offset")
         return found(page["points"], payload, vectors), None if after is None else str(after)

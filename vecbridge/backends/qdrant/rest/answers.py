@@ -160,11 +160,20 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def found(records: Sequence[Json], payload: Sequence[str] | bool, vectors: str | None) -> Found:
     """Points as POST /points and /points/scroll return them."""
     matrix = None
-    if vectors is not None and records:
-        rows = [record["vector"][vectors] if vectors else record["vector"] for record in records]
-        matrix = np.array(rows, np.float32)
+    if vectors is not None:
+        pairs = [(record, _row(record.get("vector"), vectors)) for record in records]
+        records = [record for record, row in pairs if row is not None]
+        if records:
+            matrix = np.array([row for _, row in pairs if row is not None], np.float32)
     return Found(
         [str(record["id"]) for record in records],
         [] if payload is False else [record.get("payload") or {} for record in records],
         matrix,
     )
+
+
+def _row(vector: Any, name: str) -> Any:
+    """The vector of this name, None where the point has none; a single one comes without its name."""
+    if isinstance(vector, dict):
+        return vector.get(name)
+    return None if name else vector
