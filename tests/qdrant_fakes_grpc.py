@@ -443,6 +443,9 @@ class _Points(q.PointsServicer):  # type: ignore[misc]  # generated without type
         return point
 
     def _fill(self, output: Any, vector: Any) -> None:
+        if isinstance(vector, models.SparseVector):
+            output.sparse.CopyFrom(q.SparseVector(values=vector.values, indices=vector.indices))
+            return
         # servers before 1.16 answer with the field that is called deprecated since 1.12
         old = tuple(map(int, self.fake.version.split(".")[:2])) < (1, 16)
         (output.data if old else output.dense.data).extend(vector)

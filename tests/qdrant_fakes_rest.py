@@ -353,6 +353,11 @@ def _record(record: Any) -> Json:
     found: Json = {"id": record.id, "payload": record.payload}
     if record.vector is not None:
         found["vector"] = record.vector
+        if isinstance(record.vector, dict):
+            found["vector"] = {
+                key: one.model_dump() if isinstance(one, models.SparseVector) else one
+                for key, one in record.vector.items()
+            }
     return found
 
 

@@ -51,8 +51,9 @@ class Home(Protocol):
 class Adoption:
     """How a table would become a collection; `Store.adopt` carries it out.
 
-    `statements`: all that would be run, or sent to Qdrant, that of the index last. `notes`: what was found and assumed, and what
-    the index serves, in sentences. `plan`: for the index, None where one of the owner's serves, and in Qdrant.
+    `statements`: all that would be run, or sent to Qdrant, that of the index last. `notes`: what was found
+    and assumed, and what the index serves, in sentences. `plan`: for the index, None where one of the owner's
+    serves, and in Qdrant.
     """
 
     url: str

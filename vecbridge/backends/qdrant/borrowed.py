@@ -182,8 +182,8 @@ class _Borrowed:
         if isinstance(test.operand, str):
             return filled(at), NOTHING
         low, high = around(float(test.operand))
-        # An index of whole numbers cuts off what is behind the point of a bound: ends that belong to the range
-        # let too many pass then, and bounds that are whole are exact.
+        # An index of whole numbers cuts off what is behind the point of a bound: ends that belong to the
+        # range let too many pass then, and bounds that are whole are exact.
         if test.operator in ("gt", "gte"):
             over, under = {"gte": low}, {"gte": float(math.ceil(high))}
         else:
