@@ -29,11 +29,11 @@ from vecbridge.backends.qdrant.filters import checker, compile
 from vecbridge.errors import (
     CollectionExists,
     CollectionNotFound,
+    DimensionMismatch,
     FeatureMissing,
     Forbidden,
     IndexFailure,
     InputError,
-    LayoutChanged,
     ManifestError,
 )
 from vecbridge.filters import matches, parse
@@ -359,7 +359,7 @@ def test_options_say_what_a_plain_payload_holds(server: Server) -> None:
         assert store.collections() == ["a", "b"]
 
 
-@pytest.mark.parametrize("where", ["meta", ""], ids=["in an object", "the payload itself"])
+@pytest.mark.parametrize(("server", "where"), [("rest", "meta"), ("grpc", "")], indirect=["server"])
 def test_filters_on_foreign_payloads_mean_what_they_mean_everywhere(server: Server, where: str) -> None:
     records = [one for one in RECORDS if where or one]
     server.plain([{"meta": one} if where else one for one in records])
@@ -369,18 +369,16 @@ def test_filters_on_foreign_payloads_mean_what_they_mean_everywhere(server: Serv
             id: one for part in collection.scan() for id, one in zip(part.ids, part.metadata, strict=True)
         }
         wrong = []
-        for label, condition in TABLE.items():
+        for number, (label, condition) in enumerate(TABLE.items()):
             test = parse(condition)
             right = sorted((id for id in read if matches(test, read[id])), key=int)
-            hits = [hit.id for hit in collection.search([0, 0], k=len(read), where=condition, exact=True)]
-            near = [hit.id for hit in collection.search([0, 0], k=len(read), where=condition)]
+            # by turns, for the sake of time
+            found = collection.search([0, 0], k=len(read), where=condition, exact=number % 2 == 0)
+            hits = [hit.id for hit in found]
             scanned = sorted((id for part in collection.scan(where=condition) for id in part.ids), key=int)
-            if not hits == near == scanned == right or collection.count(where=condition) != len(right):
+            if not hits == scanned == right or collection.count(where=condition) != len(right):
                 wrong.append((label, right, hits, scanned, collection.count(where=condition)))
         assert wrong == []
-
-
-_FLAGS = ("true", "false")
 
 
 class Shelf:
@@ -406,16 +404,31 @@ class Shelf:
         from vecbridge.backends.qdrant.edge.query import filter_of
 
         request = self.qe.ScrollRequest(
-            limit=1_000_000, filter=filter_of(where), with_payload=False, with_vector=False
+            limit=1_000_000, filter=filter_of(self.told(where)), with_payload=False, with_vector=False
         )
         return {point.id for point in self.shard.scroll(request)[0]}
+
+    def told(self, part: Any) -> Any:
+        """The same filter with the points that a server finds for booleans, which Edge takes for numbers."""
+        if isinstance(part, list):
+            return [self.told(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        flag = part.get("match", {}).get("value")
+        if not isinstance(flag, bool):
+            return {name: self.told(one) for name, one in part.items()}
+        at = part["key"].removeprefix("meta.") if self.adopted.metadata else part["key"]
+        found = []
+        for number, value in enumerate(self.records):
+            for name in at.replace('"', "").split("."):
+                value = value.get(name) if isinstance(value, dict) else None
+            if any(one is flag for one in (value if isinstance(value, list) else [value])):
+                found.append(number)
+        return {"has_id": found}
 
     def check(self, condition: Any) -> None:
         test = parse(condition)
         bounds, check = compile(test, borrowed.reading(self.adopted)), checker(test)
-        said = json.dumps([bounds.over, bounds.under])
-        if any(f'"value": {flag}' in said for flag in _FLAGS):
-            return  # Edge cannot be asked for booleans, as servers can
         right = {number for number, record in enumerate(self.records) if check(record)}
         over, under = self.find(bounds.over), self.find(bounds.under)
         assert right <= over, f"{bounds.over} misses {[self.records[row] for row in right - over]}"
@@ -425,12 +438,13 @@ class Shelf:
 
 NUMBERS = [
     {"v": value}
-    for value in (-5, -4.5, -4.000000001, -1, -0.5, 0, 0.1, 0.5, 1, 4, 4.0, 4.4, 4.5, 4.6, 5, 5.000000001, 2**53 + 1,
-                  True, False, [4, 5], [0, 7], "4", None, [], {})
+    for value in (-5, -4.5, -4.000000001, -1, -0.5, 0, 0.1, 0.5, 1, 4, 4.0, 4.4, 4.5, 4.6, 5, 5.000000001,
+                  2**53 + 1, 2**63 - 1, -(2**63), 1e300, True, False,
+                  [4, 5], [0, 7], [1, 4.5], [4.5], "4", None, [], {})
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("index", ["", "Keyword", "Integer", "Float", "Uuid"])
+@pytest.mark.parametrize("index", ["", "Keyword", "Integer", "Float", "Uuid", "Bool", "Datetime", "Text"])
 @pytest.mark.parametrize("within", ["meta", ""], ids=["in an object", "the payload itself"])
 def test_what_matches_lies_between_the_bounds_in_the_real_engine(
     tmp_path: Path, within: str, index: str
@@ -442,7 +456,25 @@ def test_what_matches_lies_between_the_bounds_in_the_real_engine(
     shelf.shard.close()
     shelf = Shelf(tmp_path / "numbers", NUMBERS, adopted, index)
     for operator in ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte"):
-        for operand in (-5, -4.5, -4, -0.5, 0, 0.1, 0.3, 1, 4, 4.5, 5, 6, 2**53 + 1, -1e300, 1e300):
+        for operand in (
+            -5,
+            -4.5,
+            -4,
+            -0.5,
+            0,
+            0.1,
+            0.3,
+            1,
+            4,
+            4.5,
+            5,
+            6,
+            2**53 + 1,
+            2**63,
+            -(2**63),
+            -1e300,
+            1e300,
+        ):
             shelf.check({"v": {operator: operand}})
     shelf.check({"v": {"$in": [n / 7 for n in range(-100, 100)]}})
     shelf.shard.close()
@@ -465,7 +497,7 @@ def test_records_are_read_from_the_real_engine(tmp_path: Path) -> None:
     assert [(hit.id, hit.document) for hit in hits] == [(ids[2], TEXTS[2]), (ids[1], TEXTS[1])]
     assert sorted(id for batch in table.scan(None, vectors=True) for id in batch.ids) == ids
     assert len(table.sample(3, seed=1)) == 3
-    with pytest.raises(Forbidden, match="its owner's|LangChain's"):
+    with pytest.raises(Forbidden, match="is LangChain's: vecbridge only reads"):
         table.write(table.read(ids[:1]))
     backend.close()
 
@@ -659,9 +691,7 @@ def test_a_dry_run_changes_nothing_and_its_requests_are_those_that_are_sent(rest
             found = store.adoption(table)
             assert rest.changes() == before
             store.adopt(found)
-        puts = [one for one in rest.fake.requests[sent:] if one.method == "PUT"]
-        # where there is nothing yet, the first attempt to write finds that out, and is made again
-        made = puts[1:] if table == "notes" else puts
+        made = [one for one in rest.fake.requests[sent:] if one.method == "PUT"]
         said = [text.split(" ", 2) for text in found.statements]
         assert len(said) == (3 if table == "notes" else 2)
         assert [one[1].partition("?")[0] for one in said] == [one.path for one in made]
@@ -720,7 +750,9 @@ def test_an_adopted_collection_and_one_of_ours_exchange_their_names(server: Serv
         backend.ask(lambda one: one.exchange("notes", "mine"))
         assert store.collections() == ["mine", "notes"]
         assert (store.open("notes").count(), store.open("mine").count()) == (1, 5)
-        with pytest.raises(LayoutChanged, match="laid out anew"):
+        with pytest.raises(
+            DimensionMismatch, match=r"opened for vectors of 8 dimensions .* got others since"
+        ):
             adopted.count()
         store.drop("mine")
         assert store.collections() == ["notes"]
@@ -747,8 +779,8 @@ def test_an_adopted_collection_is_copied_into_one_of_ours(server: Server, tmp_pa
     points = server.load("llama_index")
     with vecbridge.connect(server.url) as store:
         store.adopt(store.adoption("notes"))
-    vecbridge.copy(server.url, "notes", f"flat:{tmp_path}", "mine")
-    with vecbridge.connect(f"flat:{tmp_path}") as flat:
+    with vecbridge.connect(server.url) as store, vecbridge.connect(f"flat:{tmp_path}") as flat:
+        vecbridge.copy(store.open("notes"), flat, name="mine")
         copied = flat.open("mine")
         assert copied.count() == 5
         ids = [str(one["id"]) for one in points]

@@ -67,8 +67,6 @@ def adopt(
     from ..store import connect
     from . import progress
 
-    if not dry_run:
-        options.answerable(yes)
     with connect(*options.stores(urls)) as store:
         with progress.shown(quiet=quiet) as show:
             found = store.adoption(

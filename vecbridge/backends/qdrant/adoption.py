@@ -7,7 +7,7 @@ later one stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -85,6 +85,7 @@ class Adoptions:
         return None if content is None else Manifest.load(content.decode("utf-8", "replace"), b"")
 
     def there(self, made: str) -> bool:
+        """Whether anything is remembered under this name, be it damaged."""
         return self._engine.kept(_START + made) is not None
 
     def keep(self, made: str, manifest: Manifest) -> None:
@@ -553,8 +554,8 @@ def _shown(vector: str) -> str:
     return f"vector {vector!r}" if vector else "the vector without a name"
 
 
-def _listed(vectors: Mapping[str, Any] | Sequence[str]) -> str:
-    return " and ".join(_shown(one) for one in vectors)
+def _listed(vectors: Iterable[str]) -> str:
+    return " and ".join(_shown(one) for one in sorted(vectors))
 
 
 # --- saying -------------------------------------------------------------------------------------------
@@ -580,7 +581,7 @@ def about_index(table: AdoptedTable) -> str:
     copies = "" if index.element == table.manifest.layout.element else f" over {index.element} copies"
     said = f"Searches walk {graph}{copies}; vecbridge leaves it as it is."
     if state.status == "ready":
-        return f"{said} {state.detail[0].upper()}{state.detail[1:]}." if state.detail else said
+        return f"{said} For now there are {state.detail}." if state.detail else said
     return f"{said} It does not serve yet: {state.detail}. Until then Qdrant compares all points."
 
 

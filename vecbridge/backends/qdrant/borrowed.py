@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -29,6 +30,7 @@ from .conditions import (
     in_ranges,
     matching,
     negated,
+    several,
     spans,
 )
 from .engine import Found, Json, Scored
@@ -41,6 +43,7 @@ __all__ = ["LLAMA_INDEX", "batch", "hidden", "hit", "id_of", "is_point", "metada
 
 LLAMA_INDEX = "llama-index"
 _EXACT = 2**53
+_LARGEST = 2**63
 
 
 def vector(adopted: Adopted) -> Json:
@@ -162,7 +165,7 @@ class _Borrowed:
             under.append(all_of([matching(at, [flag]), _not_both(at)]))
         if numbers:
             near, _ = spans(sorted(around(float(number)) for number in set(numbers)))
-            over.append(in_ranges(at, near))
+            over += [in_ranges(at, near), _unseen(at)]
             whole = sorted({int(one) for one in numbers if 1 < abs(one) < _EXACT and one == int(one)})
             if whole:
                 under.append(matching(at, whole))
@@ -188,7 +191,20 @@ class _Borrowed:
             over, under = {"gte": low}, {"gte": float(math.ceil(high))}
         else:
             over, under = {"lte": high}, {"lte": float(math.floor(low))}
-        return in_range(at, over), all_of([in_range(at, under), _not_both(at)])
+        [limit] = under.values()
+        # beyond its own numbers, that index takes a bound for the last of them
+        sure = all_of([in_range(at, under), _not_both(at)]) if abs(limit) < _LARGEST else NOTHING
+        return any_of([in_range(at, over), _unseen(at)]), sure
+
+
+def _unseen(at: str) -> Json:
+    """Values among which ranges may miss a number: an index of whole numbers holds no others.
+
+    Whether there is one is its owner's affair and may change at any time. Then 1.5 is a number to no range,
+    and in [1, 1.5] only one of the two is.
+    """
+    some = in_range(at, {"gte": -sys.float_info.max, "lte": sys.float_info.max})
+    return all_of([filled(at), any_of([negated(some), several(at)])])
 
 
 def _not_both(at: str) -> Json:

@@ -44,6 +44,11 @@ def filled(at: str) -> Json:
     return {"must_not": [{"is_empty": {"key": at}}]}
 
 
+def several(at: str) -> Json:
+    """The value is a list of two or more."""
+    return {"must": [{"key": at, "values_count": {"gt": 1}}]}
+
+
 def matching(at: str, values: list[str] | list[int] | list[bool]) -> Json:
     """The value is one of these, or a list that has one of them."""
     return {"must": [{"key": at, "match": {"value": values[0]} if len(values) == 1 else {"any": values}}]}

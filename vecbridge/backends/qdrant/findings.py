@@ -223,6 +223,8 @@ def _index(table: Table, description: Json, *, building: bool) -> Finding:
             f"{state.status}: {state.detail}",
             remedy,
         )
+    if table.manifest.adopted is not None and state.detail:
+        return Finding("ok", subject, f"ready: {state.detail}")
     indexed = min(description.get("indexed_vectors_count") or 0, points)
     if indexed < _INDEXED * points and not building:
         return Finding(
