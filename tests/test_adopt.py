@@ -21,6 +21,7 @@ from psycopg import sql
 
 import vecbridge
 from vecbridge import Layout, cli
+from vecbridge.backends.postgres import foreign_findings
 from vecbridge.backends.postgres.adoption import AdoptedTable
 from vecbridge.errors import (
     CollectionExists,
@@ -699,6 +700,38 @@ def test_doctor_finds_an_adopted_collection_in_order(pg: str) -> None:
         assert said["tides: index"].found == "ready, and searches run on it"
 
 
+def test_doctor_says_of_an_adopted_column_only_who_reads_it(pg: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a table of a few rows is judged as a large one is
+    monkeypatch.setattr(foreign_findings, "_SLOW", 0.0)
+    load(pg, "langchain v1")
+    execute(pg, "ANALYZE langchain_pg_embedding")
+    column = "public.langchain_pg_embedding.embedding"
+    plain = [one for one in doctor(pg) if one.subject.startswith(column)]
+    assert len(plain) > 1
+    with vecbridge.connect(pg) as store:
+        store.adopt(store.adoption("langchain_pg_embedding", part="tides"))
+        partly = [one for one in doctor(pg) if one.subject.startswith(column)]
+        assert [
+            replace(one, found=one.found.removesuffix("; collection tides reads some of it"))
+            for one in partly
+        ] == plain
+        assert partly[0].found.endswith("; collection tides reads some of it")
+        store.adopt(store.adoption("langchain_pg_embedding", part="birds"))
+        said = [(one.level, one.found) for one in doctor(pg) if one.subject.startswith(column)]
+        assert said == [("ok", "collections birds, tides read it: see what is said of them")]
+        store.drop("tides")
+        store.drop("birds")
+        assert [one for one in doctor(pg) if one.subject.startswith(column)] == plain
+
+
+def test_doctor_says_who_reads_a_column_as_a_whole(pg: str) -> None:
+    load(pg, "vecs")
+    with vecbridge.connect(pg) as store:
+        store.adopt(store.adoption("docs", name="mine"))
+    said = [(one.level, one.found) for one in doctor(pg) if one.subject.startswith("vecs.docs.")]
+    assert said == [("ok", "collection mine reads it: see what is said of that")]
+
+
 def test_a_partitioned_table_is_searched_without_an_index(plain: str) -> None:
     execute(
         plain,
@@ -811,7 +844,7 @@ def test_the_command_says_what_it_does_and_does_what_it_says(pg: str, run: Run) 
     assert again.code == 2
     assert "Error: collection 'tides' is in" in again.err
     dropped = run("drop", pg, "tides", "--yes")
-    assert dropped.out == "dropped tides; table public.langchain_pg_embedding is as it was\n"
+    assert dropped.out == "dropped tides; the table public.langchain_pg_embedding is as it was\n"
     assert {name for name in relations(pg) - before if "catalogue" in name or "idx" in name} == set()
 
 

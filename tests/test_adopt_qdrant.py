@@ -239,6 +239,18 @@ def test_adopting_tuning_and_dropping_change_nothing_of_the_owners(server: Serve
     assert {one.partition(" ")[2].replace("%24", "$") for one in after} == {"vecbridge$kept"}
 
 
+def test_what_finds_too_little_is_told_to_be_copied(rest: Server) -> None:
+    rest.load("langchain")
+    assert isinstance(rest.fake, RestServer)
+    with vecbridge.connect(rest.url) as store:
+        collection = store.adopt(store.adoption("notes"))
+        advice = collection._better(0.99, 10, 0)
+        assert advice == (
+            "the graph is its owner's: search with exact=True, or copy the collection to one of vecbridge's "
+            "own with this recall (vecbridge copy --recall)"
+        )
+
+
 def test_writing_is_refused_and_says_whose_collection_it_is(server: Server) -> None:
     server.load("haystack")
     before = server.snapshot()
@@ -470,7 +482,7 @@ def test_what_matches_lies_between_the_bounds_in_the_real_engine(
             5,
             6,
             2**53 + 1,
-            2**63,
+            2.0**63,
             -(2**63),
             -1e300,
             1e300,
@@ -586,11 +598,17 @@ def test_a_point_without_the_vector_is_no_record(server: Server) -> None:
         assert sorted(id for one in collection.scan(vectors=False) for id in one.ids) == ["0", "1"]
 
 
-def test_edge_and_files_have_nothing_to_adopt(tmp_path: Path) -> None:
+def test_edge_and_files_have_nothing_to_adopt(tmp_path: Path, run: Run) -> None:
     pytest.importorskip("qdrant_edge", reason="needs qdrant-edge-py, the engine in process")
     for url in (f"qdrant:{tmp_path / 'edge'}", f"flat:{tmp_path / 'flat'}"):
         with vecbridge.connect(url) as store, pytest.raises(InputError, match=r"Edge .* is vecbridge's own"):
             store.adoption("notes")
+        # without --yes, too: there is nothing to agree to
+        said = run("adopt", url, "--table", "notes")
+        assert (said.code, "Error: expected a PostgreSQL database or a Qdrant server" in said.err) == (
+            2,
+            True,
+        )
 
 
 def test_an_old_server_is_told_what_it_lacks() -> None:
@@ -843,9 +861,14 @@ def test_the_command_says_what_it_does_and_does_what_it_says(server: Server, run
     assert done.out.startswith("adopted notes as tides; index ready")
     assert run("list", server.url).out == "tides\n"
     assert run("info", server.url, "tides", "--json").json["adopted"]["table"] == "notes"
+    assert "the Qdrant collection 'notes'  which stays its owner's" in run("info", server.url, "tides").out
+    assert run("doctor", server.url).code == 0
     again = run(*words, "--yes")
     assert (again.code, "Error: collection 'tides' is in" in again.err) == (2, True)
-    assert run("drop", server.url, "tides", "--yes").out == "dropped tides; table notes is as it was\n"
+    assert (
+        run("drop", server.url, "tides", "--yes").out
+        == "dropped tides; the Qdrant collection 'notes' is as it was\n"
+    )
     assert server.owner.count("notes").count == 5
 
 

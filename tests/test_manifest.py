@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vecbridge.errors import InputError, ManifestError, VecbridgeError
-from vecbridge.manifest import FORMAT, Chunking, Manifest, check_name
+from vecbridge.manifest import FORMAT, Adopted, Chunking, Manifest, check_name
 from vecbridge.reduction import fit
 from vecbridge.testing import LAYOUTS, data
 from vecbridge.testing.layouts import DIM, NESTED
@@ -110,6 +110,28 @@ def test_what_a_collection_is_an_unfinished_copy_of_is_kept() -> None:
     whole: dict[str, Any] = json.loads(made.dump()[0])
     del whole["copy_of"]
     assert Manifest.load(json.dumps(whole), b"").copy_of is None
+
+
+QDRANT = Adopted("", "notes", "", "", "", document="_node_content", metadata="", maker="llama-index")
+TABLE = Adopted(
+    "public", "notes", "id", "uuid", "v", None, "m", ("a", "b"), "part", "7", True, False, "i$idx"
+)
+
+
+@pytest.mark.parametrize("adopted", [QDRANT, replace(QDRANT, embedding="dense", metadata=None), TABLE])
+def test_what_a_collection_adopted_comes_back(adopted: Adopted) -> None:
+    made = replace(manifest(Layout()), adopted=adopted)
+    assert Manifest.load(*made.dump()) == made
+    whole: dict[str, Any] = json.loads(made.dump()[0])
+    for name in ("table", "id", "embedding", "metadata", "document", "fields", "maker"):
+        wrong = {**whole, "adopted": {**whole["adopted"], name: 7}}
+        with pytest.raises(ManifestError, match="manifest cannot be read"):
+            Manifest.load(json.dumps(wrong), b"")
+
+
+def test_what_was_adopted_is_told_by_the_name_that_its_owner_knows() -> None:
+    assert (QDRANT.whole, QDRANT.said) == ("notes", "the Qdrant collection 'notes'")
+    assert (TABLE.whole, TABLE.said) == ("public.notes", "the table public.notes")
 
 
 def test_a_manifest_from_before_there_were_filterable_fields_and_clusters_is_read() -> None:

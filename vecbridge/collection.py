@@ -405,6 +405,11 @@ class Collection:
         """What `replan` would make of a collection whose layout does not find enough, in a sentence."""
         if not self.manifest.whole:
             return "what was cut off at the door is gone: only loading again can bring it back"
+        if self.manifest.adopted is not None and not self.manifest.adopted.index:
+            return (
+                "the graph is its owner's: search with exact=True, or copy the collection to one of "
+                "vecbridge's own with this recall (vecbridge copy --recall)"
+            )
         try:
             plan = self.proposal(recall=target, k=k, seed=seed)
         except (PlanError, InputError) as error:

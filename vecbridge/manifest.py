@@ -136,6 +136,11 @@ class Adopted:
         return f"{self.schema}.{self.table}" if self.schema else self.table
 
     @property
+    def said(self) -> str:
+        """What it is, in words."""
+        return f"the table {self.whole}" if self.schema else f"the Qdrant collection {self.table!r}"
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Every column that is read."""
         named = (self.id, self.embedding, self.document, self.metadata, *self.fields, self.part)

@@ -246,14 +246,13 @@ def _beside(name: str) -> str:
 
 
 def _adopted(collection: store.Collection) -> str:
-    """Why a collection in another library's table is not given another model, and what to do."""
+    """Why a collection that another library made is not given another model, and what to do."""
     adopted = collection.manifest.adopted
     assert adopted is not None
     return (
-        f"expected a collection of vecbridge's own, got {collection.name}, which is the table "
-        f"{adopted.schema}.{adopted.table}: what its owner writes later would have no vector of the new "
-        f"model; copy it (vecbridge copy {collection.url} {collection.name} {collection.url} NAME), and give "
-        f"the copy another model"
+        f"expected a collection of vecbridge's own, got {collection.name}, which is {adopted.said}: what its "
+        f"owner writes later would have no vector of the new model; copy it (vecbridge copy {collection.url} "
+        f"{collection.name} {collection.url} NAME), and give the copy another model"
     )
 
 

@@ -110,14 +110,16 @@ def drop(words: options.Place, yes: options.Yes = False, as_json: options.Json =
     with connect(*urls) as store:
         # not opened: what cannot be read any more must still be possible to drop
         at = store.find(name).url
-        kept = None
+        adopted = None
         with suppress(VecbridgeError):
             adopted = store.open(name).manifest.adopted
-            kept = None if adopted is None else adopted.whole
-        what = "with everything in it" if kept is None else f"and the index made for it; table {kept} stays"
-        options.confirm(f"Drop {name} in {at} {what}?", yes)
+        what = " with everything in it"
+        if adopted is not None:
+            what = f"{' and the index made for it' if adopted.index else ''}; {adopted.said} stays"
+        options.confirm(f"Drop {name} in {at}{what}?", yes)
         store.drop(name)
     if as_json:
+        kept = None if adopted is None else adopted.whole
         output.write_json({"url": at, "collection": name, "dropped": True, "kept": kept})
     else:
-        output.answer(f"dropped {name}" + ("" if kept is None else f"; table {kept} is as it was"))
+        output.answer(f"dropped {name}" + ("" if adopted is None else f"; {adopted.said} is as it was"))

@@ -353,6 +353,7 @@ def info(url: str, manifest: Manifest, count: int, state: IndexState, sizes: Siz
         ("store", output.safe(url), ""),
         ("records", f"{count:,}", f"planned for {manifest.rows:,}"),
         *([] if manifest.copy_of is None else [_unfinished(url, manifest)]),
+        *([] if manifest.adopted is None else [("reads", manifest.adopted.said, "which stays its owner's")]),
         ("vectors", f"{space.dim:,} dimensions, {space.metric}", ""),
         ("model", output.safe(space.model) if space.model else "not named", ""),
     ]

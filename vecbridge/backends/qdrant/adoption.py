@@ -148,7 +148,7 @@ class AdoptedTable(Table):
     def _refusal(self) -> Forbidden:
         whose = f"{MAKERS[self._adopted.maker][0]}'s" if self._adopted.maker in MAKERS else "its owner's"
         return Forbidden(
-            f"collection {self.manifest.name!r} is the Qdrant collection {self._adopted.table!r}, which is "
+            f"collection {self.manifest.name!r} is {self._adopted.said}, which is "
             f"{whose}: vecbridge only reads it. Write with {whose} own code; for a collection that vecbridge "
             f"may change, copy it to one of its own (vecbridge copy)"
         )
@@ -275,7 +275,7 @@ class AdoptedTable(Table):
         state = self.index_state()
         if state.status not in ("none", "ready"):
             raise IndexFailure(
-                f"collection {self.manifest.name!r} is the Qdrant collection {self._adopted.table!r}, whose "
+                f"collection {self.manifest.name!r} is {self._adopted.said}, whose "
                 f"graph is its owner's to build: {state.detail}. Searches compare all points until then"
             )
 
@@ -299,7 +299,7 @@ class AdoptedTable(Table):
 def _gone(manifest: Manifest, url: str) -> ManifestError:
     assert manifest.adopted is not None
     return ManifestError(
-        f"collection {manifest.name!r} has lost the Qdrant collection {manifest.adopted.table!r} in {url}, "
+        f"collection {manifest.name!r} has lost {manifest.adopted.said} in {url}, "
         f"which it reads: it is gone; drop the collection, or adopt another one"
     )
 
@@ -312,7 +312,7 @@ def compare(manifest: Manifest, description: Json | None, url: str) -> None:
         raise _gone(manifest, url)
     if wrong := unlike(manifest, description):
         raise ManifestError(
-            f"the Qdrant collection {adopted.table!r} in {url} is not as it was when collection "
+            f"{adopted.said} in {url} is not as it was when collection "
             f"{manifest.name!r} adopted it: {wrong}; drop the collection, which leaves that one alone, and "
             f"adopt it again"
         )

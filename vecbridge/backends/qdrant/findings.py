@@ -129,7 +129,7 @@ def _collection(qdrant: Qdrant, engine: Engine, name: str, physicals: Sequence[s
     adopted = table.manifest.adopted
     if adopted is not None:
         physicals = ()
-        found = f"reading the Qdrant collection {adopted.table!r}, to which vecbridge never writes"
+        found = f"reading {adopted.said}, to which vecbridge never writes"
         yield Finding("ok", f"{name}: points", found)
     before = {one.physical for one in former}
     for physical in physicals:
