@@ -782,8 +782,11 @@ def test_a_kill_in_the_middle_leaves_nothing_that_cannot_be_completed_or_dropped
     load(pg, "langchain v1")
     fill_langchain(pg, numbers(2_000, 64))
     before = snapshot(pg, "langchain_pg_embedding")
-    seen = set()
-    for turn in range(5):
+    seen = set[str]()
+    for turn in range(40):
+        # five times, and on until a kill has found something begun
+        if turn >= 5 and seen != {"nothing"}:
+            break
         process = subprocess.Popen([sys.executable, "-c", ADOPT, pg], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "go\n"
@@ -804,7 +807,7 @@ def test_a_kill_in_the_middle_leaves_nothing_that_cannot_be_completed_or_dropped
                 seen.add("nothing")
         assert not any("vecbridge_" in name for name in relations(pg))
         assert snapshot(pg, "langchain_pg_embedding") == before
-    assert len(seen) > 1, seen
+    assert seen != {"nothing"}
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from ...manifest import Manifest
 from ...names import check_two
 from ...types import FieldKind, Finding
 from .. import Found, Wanted
-from . import adoption, config
+from . import adoption, config, looking
 from .address import Address, parse
 from .engine import Engine, Json
 from .filters import key
@@ -353,7 +353,7 @@ class QdrantServer(Qdrant):
 
         Raises InputError where it must be said more clearly what is meant, CollectionExists, FeatureMissing.
         """
-        return adoption.look(self._engine, wanted, self._taken)
+        return looking.look(self._engine, wanted, self._taken)
 
     def adopting(self, manifest: Manifest, *, rows: int, build_index: bool) -> list[str]:
         """The requests that `create` would send to adopt the collection; no index is ever built."""

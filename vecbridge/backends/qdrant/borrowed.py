@@ -39,9 +39,33 @@ from .filters import Reading, key
 if TYPE_CHECKING:
     from ...filters import Test
 
-__all__ = ["LLAMA_INDEX", "batch", "hidden", "hit", "id_of", "is_point", "metadata_of", "reading", "vector"]
+__all__ = [
+    "LLAMA_INDEX",
+    "MAKERS",
+    "batch",
+    "hidden",
+    "hit",
+    "id_of",
+    "is_point",
+    "metadata_of",
+    "reading",
+    "vector",
+]
 
 LLAMA_INDEX = "llama-index"
+# what makes such payloads: its name for people, the keys that tell it, and what is in which
+MAKERS: Mapping[str, tuple[str, frozenset[str], tuple[str, str, str]]] = {
+    # langchain-qdrant 1.1.0, qdrant.py QdrantVectorStore: CONTENT_KEY and METADATA_KEY
+    "langchain": ("LangChain", frozenset({"page_content", "metadata"}), ("", "page_content", "metadata")),
+    # llama-index-vector-stores-qdrant 0.10.4, base.py _build_points: node_to_metadata_dict
+    LLAMA_INDEX: (
+        "LlamaIndex",
+        frozenset({"_node_content", "_node_type"}),
+        ("", "_node_content", ""),
+    ),
+    # qdrant-haystack 13.1.0, converters.py: Document.to_dict(flatten=False), its id made the point's UUID
+    "haystack": ("Haystack", frozenset({"id", "content", "meta"}), ("id", "content", "meta")),
+}
 _EXACT = 2**53
 _LARGEST = 2**63
 
