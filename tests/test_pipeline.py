@@ -387,7 +387,7 @@ def test_an_embedder_made_by_ingest_is_closed_and_one_that_was_given_is_not(
 ) -> None:
     source = jsonl(tmp_path / "a.jsonl", *corpus(3))
     given, made = Counting(8), Counting(8)
-    monkeypatch.setattr("vecbridge.ingestion.pipeline.embedders.load", lambda spec: made)
+    monkeypatch.setattr("vecbridge.ingestion.making.embedders.load", lambda spec: made)
     ingest(source, to=to, collection="c", embedder=given)
     ingest(source, to=to, collection="c", embedder="hashing:8")
     assert (given.closed, made.closed) == (False, True)

@@ -52,7 +52,7 @@ def server(pg18: str) -> Iterator[Connection]:
         connection.execute("SET LOCAL client_min_messages = error")
         connection.execute("SET LOCAL max_parallel_maintenance_workers = 0")
         connection.execute("SET LOCAL maintenance_work_mem = '256MB'")
-        connection.execute("CREATE EXTENSION vector")
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         connection.execute("SELECT setseed(0.5)")
         yield connection
 
