@@ -310,10 +310,12 @@ def unlike(manifest: Manifest, description: Json) -> str:
 
 
 def vectors(description: Json) -> dict[str, Json]:
+    """The dense vectors of each point by name, and what a collection says of each."""
     return by_name(((description.get("config") or {}).get("params") or {}).get("vectors") or {})
 
 
 def shown(vector: str) -> str:
+    """A vector's name, for messages."""
     return f"vector {vector!r}" if vector else "the vector without a name"
 
 
