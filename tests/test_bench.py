@@ -171,12 +171,12 @@ def test_compare_prints_what_got_worse_and_fails(tmp_path: Path, capsys: pytest.
 def test_runs_become_tables_of_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     tables.write(one, lines([1.0, 2.0, 3.0]), ABOUT, {})
-    tables.write(two, [Line("other", "x", against="z", why="said no")], ABOUT, {})
+    tables.write(two, [Line("other", "x", against="z", why="said\nno | twice")], ABOUT, {})
     assert program.main(["--markdown", str(one), str(two)]) == 0
     said = capsys.readouterr().out
     assert said.count("| job | vecbridge | beside | ratio | goal |  |\n|---|---|---|---|---|---|\n") == 2
     assert "### job\n" in said
-    assert "| x |  | z |  |  | not measured: said no |\n" in said
+    assert "| x |  | z |  |  | not measured: said no \\| twice |\n" in said
     assert program.main(["--markdown", str(tmp_path / "none.json")]) == 2
 
 
@@ -260,7 +260,6 @@ ABSENT = tuple(replace(peer, name=f"absent-{peer.name}") for peer in peers.PEERS
 def as_langchain_does(url: str, data: Rows, dim: int) -> Iterator[adopted.Search]:
     """LangChain's table, and the query that it sends, without LangChain."""
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         connection.execute(
             f"CREATE TABLE {adopted.TABLE} (langchain_id text PRIMARY KEY, content text NOT NULL, "
             f"embedding vector({dim}) NOT NULL, langchain_metadata json)".encode()

@@ -71,7 +71,11 @@ class Bench:
         """The same server for psycopg; it starts when it is first asked for."""
 
         def start(stack: ExitStack) -> embedded.Lease:
-            return stack.enter_context(closing(embedded.lease(self.folder / "pg")))
+            server = stack.enter_context(closing(embedded.lease(self.folder / "pg")))
+            # whichever job comes first
+            with psycopg.connect(server.url, autocommit=True) as connection:
+                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            return server
 
         return self.once("server", start).url
 

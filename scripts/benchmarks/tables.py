@@ -87,7 +87,9 @@ def markdown(lines: Sequence[AnyLine]) -> str:
     parts = []
     for job, some in groupby(lines, key=lambda line: line.job):
         shown = ["| job | vecbridge | beside | ratio | goal |  |", "|---|---|---|---|---|---|"]
-        shown += [f"| {' | '.join(row)} |" for row in (line.cells() for line in some)]
+        for line in some:
+            cells = (" ".join(cell.split()).replace("|", "\\|") for cell in line.cells())
+            shown.append(f"| {' | '.join(cells)} |")
         parts.append(f"### {job}\n\n" + "\n".join(shown) + "\n")
     return "\n".join(parts)
 
