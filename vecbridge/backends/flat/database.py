@@ -99,6 +99,22 @@ def locked(path: Path, what: str) -> Iterator[None]:
         os.close(file)
 
 
+def held(path: Path) -> bool:
+    """Whether a living process holds a lock on the file at `path`."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """The only right to write to the collection in `folder`. Raises Busy after PATIENCE seconds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 from ...errors import CollectionNotFound, LayoutChanged, ManifestError, VecbridgeError
 from ...explain import human
 from ...types import Finding
-from .database import RECORDS, Database, current
+from .database import RECORDS, Database, current, held
 from .homes import abandoned
 
 if TYPE_CHECKING:
@@ -176,18 +175,7 @@ def _leftovers(folder: Path, leftover: re.Pattern[str]) -> Iterator[Finding]:
 
 def _changing(folder: Path) -> bool:
     """Whether a living process is creating or dropping a collection."""
-    try:
-        file = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(file, fcntl.LOCK_UN)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
+    return held(folder / ".lock")
 
 
 def _collection(backend: FlatBackend, name: str) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...errors import ManifestError
-from .database import CURRENT, RECORDS, current
+from .database import CURRENT, RECORDS, current, held
 from .matrix import sync_folder
 
 _NEXT = "current.next"
@@ -85,7 +85,7 @@ def abandoned(place: Path, *, claimed: bool = False) -> list[Path]:
     found = []
     for entry in place.iterdir():
         if _HOME.fullmatch(entry.name):
-            if entry.name != home and (claimed or not _claimed(entry)):
+            if entry.name != home and (claimed or not held(entry / _OWNER)):
                 found.append(entry)
         elif entry.name == _NEXT or (home and _OURS.fullmatch(entry.name)):
             found.append(entry)
@@ -108,18 +108,3 @@ def delete(path: Path) -> None:
             return
         (path / RECORDS).unlink(missing_ok=True)
         shutil.rmtree(path)
-
-
-def _claimed(home: Path) -> bool:
-    try:
-        file = os.open(home / _OWNER, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(file, fcntl.LOCK_UN)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False

@@ -17,6 +17,7 @@ from ...errors import Forbidden, LayoutChanged, ManifestError, StoreError
 from ...manifest import Manifest
 from ...types import Batch, Hit, IndexState, Layout, Progress, Sizes
 from .. import PART_BYTES
+from .choices import Choices, column
 from .database import RECORDS, Database
 from .homes import Claim
 from .matrix import Files, Vectors
@@ -73,7 +74,7 @@ class FlatTable:
         self.place, self.home, self.base = place, home, base
         self.claim: Claim | None = None
         self._mapped: Vectors | None = None
-        self._live: tuple[str, int, Array] | None = None
+        self._choices = Choices()
         try:
             with self._database.reading() as connection:
                 meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
@@ -214,7 +215,7 @@ class FlatTable:
     def sample(self, n: int, *, seed: int) -> Batch:
         with self._snapshot() as (connection, _, vectors):
             # by id: the order of the rows tells how records came and went, not what is there
-            rows = _column(connection.execute("SELECT row FROM records ORDER BY id"))
+            rows = column(connection.execute("SELECT row FROM records ORDER BY id"))
             chosen = np.random.default_rng(seed).choice(len(rows), size=min(n, len(rows)), replace=False)
             picked = json.dumps(rows[np.sort(chosen)].tolist())
             found = connection.execute(
@@ -241,7 +242,7 @@ class FlatTable:
         self, queries: Floats, short: Floats | None, *, k: int, where: Filter | None, exact: bool
     ) -> list[list[Hit]]:
         with self._snapshot() as (connection, state, vectors):
-            positions = self._positions(connection, state, vectors, where)
+            positions = self._choices.positions(connection, state, vectors, where)
             size = state.rows if positions is None else len(positions)
             if not size:
                 return [[] for _ in queries]
@@ -299,7 +300,8 @@ class FlatTable:
 
     def close(self) -> None:
         self._database.close()
-        self._mapped = self._live = None
+        self._mapped = None
+        self._choices.clear()
         if self.claim is not None:
             self.claim.release()
 
@@ -336,28 +338,6 @@ class FlatTable:
             self._mapped = mapped
         return mapped.head(state.rows)
 
-    def _positions(
-        self, connection: sqlite3.Connection, state: _State, vectors: Vectors, where: Filter | None
-    ) -> Array | None:
-        """Where the records that count lie in the matrix, ascending; None when all of it does."""
-        if where is None:
-            return self._living(connection, state, vectors) if state.dead else None
-        chosen = condition(where)
-        chosen.install(connection)
-        rows = connection.execute(
-            f"SELECT row FROM records WHERE {chosen.sql}",  # noqa: S608  # operands are bound
-            chosen.values,
-        )
-        return np.searchsorted(vectors.rows, np.sort(_column(rows)))
-
-    def _living(self, connection: sqlite3.Connection, state: _State, vectors: Vectors) -> Array:
-        live = self._live
-        if live is None or live[:2] != (state.generation, state.version):
-            dead = _column(connection.execute("SELECT row FROM dead ORDER BY row"))
-            kept = np.delete(np.arange(state.rows), np.searchsorted(vectors.rows, dead))
-            self._live = live = (state.generation, state.version, kept)
-        return live[2]
-
     def _compact(self, state: _State) -> None:
         if state.dead <= max(_DEAD, _DEAD_SHARE * state.rows):
             return
@@ -367,7 +347,7 @@ class FlatTable:
                 if state.dead <= max(_DEAD, _DEAD_SHARE * state.rows):
                     return  # another writer was quicker
                 old = self._files.map(state.generation, state.rows, coded=0)
-                new = self._files.copy(old, self._living(connection, state, old))
+                new = self._files.copy(old, self._choices.living(connection, state, old))
                 connection.execute("DELETE FROM dead")
                 rows = state.rows - state.dead
                 coded = rows if self._files.coding else 0
@@ -501,10 +481,6 @@ def _batch(vectors: Vectors, found: Sequence[tuple[Any, ...]], *, full: bool = T
         metadata=[json.loads(metadata) for _, _, _, metadata, _ in found],
         digests=[digest for _, _, _, _, digest in found],
     )
-
-
-def _column(rows: Iterator[tuple[int]]) -> Array:
-    return np.fromiter((row for (row,) in rows), dtype=np.int64)
 
 
 def _chunks(ids: Sequence[str]) -> Iterator[list[str]]:
