@@ -492,10 +492,7 @@ def test_a_connection_whose_statement_was_ended_is_given_to_nobody(pg: str) -> N
         patient(lambda: bool(pids))
         end = call.give_up()
         assert end is not None
-        # the statement may be under way a moment later than its connection is known
-        while not sleeping.done():
-            end()
-            time.sleep(0.01)
+        end()
         with pytest.raises(StoreError, match="canceling statement due to user request"):
             sleeping.result()
         end()
@@ -505,6 +502,35 @@ def test_a_connection_whose_statement_was_ended_is_given_to_nobody(pg: str) -> N
         call.run(lambda: pool.run(ask))
     assert pool.run(lambda connection: connection.execute("SELECT 1").fetchone()) == (1,)
     pool.close()
+
+
+def test_what_takes_no_notice_of_being_ended_before_it_has_begun_is_ended_then() -> None:
+    call = stopping.Call()
+    told: list[int] = []
+    begun, ended = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        # as a server does that is told to end a statement which has not arrived yet
+        told.append(len(told))
+        if len(told) > 2:
+            ended.set()
+
+    def work() -> bool:
+        with stopping.stoppable(stop):
+            begun.set()
+            return ended.wait(60)
+
+    with ThreadPoolExecutor(1) as threads:
+        working = threads.submit(call.run, work)
+        assert begun.wait(60)
+        end = call.give_up()
+        assert end is not None
+        end()
+        assert working.result()
+    assert len(told) >= 3
+    told.clear()
+    end()
+    assert not told
 
 
 def test_a_call_that_nobody_gives_up_is_left_alone(pg: str) -> None:

@@ -26,7 +26,9 @@ from vecbridge.backends.qdrant.edge import Edge, connect
 from vecbridge.backends.qdrant.edge import build as edge_build
 from vecbridge.backends.qdrant.edge import place as edge_place
 from vecbridge.backends.qdrant.engine import FULL, SHORT, Points, Query, Scored
-from vecbridge.errors import CollectionExists, CollectionNotFound, StoreError, UrlError
+from vecbridge.errors import CollectionExists, CollectionNotFound, LayoutChanged, StoreError, UrlError
+from vecbridge.manifest import Manifest
+from vecbridge.types import Batch, Layout, Space
 
 PLAIN = {"vectors": {"size": 8, "distance": "Dot"}, "hnsw_config": {"m": 0}}
 GRAPH = {"hnsw_config": {"m": 16, "ef_construct": 64}, "optimizers_config": {"indexing_threshold": 1}}
@@ -666,6 +668,29 @@ def test_a_path_is_one_place_however_it_is_written(tmp_path: Path, monkeypatch: 
             assert engine.collections() == ["papers"]
             assert engine._place is engines[0]._place
     assert [one.url for one in opened] == urls
+
+
+def test_names_that_are_exchanged_twice_during_one_call_do_not_make_a_collection_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = edge_place.Collection.reading
+    with closing(backends.connect(f"qdrant:{tmp_path}/place")) as backend:
+        for name in ("papers", "others"):
+            table = backend.create(Manifest(name, Space(8, "l2"), Layout(), 10))
+            table.write(Batch([name], matrix(1, 8), [None], [{}], [None]))
+        papers = backend.open("papers")
+
+        def reading(collection: edge_place.Collection) -> Any:
+            monkeypatch.undo()
+            for _ in range(2):
+                backend.exchange("papers", "others")
+            return plain(collection)
+
+        monkeypatch.setattr(edge_place.Collection, "reading", reading)
+        with pytest.raises(LayoutChanged, match="open it again"):
+            papers.search(matrix(1, 8), None, k=1, where=None, exact=True)
+        found = backend.open("papers").search(matrix(1, 8), None, k=1, where=None, exact=True)
+    assert [hit.id for hit in found[0]] == ["papers"]
 
 
 def test_edge_needs_nothing_of_the_server_clients(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from itertools import chain, repeat
 from typing import TypeVar
 
 from .errors import StoreError
 
 T = TypeVar("T")
+
+_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between two attempts to end something
 
 
 class Call:
@@ -22,6 +25,7 @@ class Call:
 
     def __init__(self) -> None:
         self.given_up = False
+        self._ended = threading.Event()
         self._ending = threading.Lock()
         self._stop: Callable[[], None] | None = None
 
@@ -38,10 +42,15 @@ class Call:
         return None if self._stop is None else self._end
 
     def _end(self) -> None:
-        # what has ended by itself meanwhile may have been followed by something else
-        with self._ending:
-            if self._stop is not None:
+        # again and again: what is told to end before it has begun takes no notice of it, and begins
+        for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
+            # what has ended by itself meanwhile may have been followed by something else
+            with self._ending:
+                if self._stop is None:
+                    return
                 self._stop()
+            if self._ended.wait(pause):
+                return
 
     @contextmanager
     def _stoppable(self, stop: Callable[[], None]) -> Iterator[None]:
@@ -53,6 +62,8 @@ class Call:
         finally:
             with self._ending:
                 self._stop = None
+            if self.given_up:
+                self._ended.set()
 
 
 _current: ContextVar[Call | None] = ContextVar("vecbridge_call", default=None)

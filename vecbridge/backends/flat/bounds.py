@@ -91,10 +91,6 @@ class Best:
         keep = self._high >= self.floor
         self.positions, self._low, self._high = self.positions[keep], self._low[keep], self._high[keep]
 
-    def merge(self, other: Best) -> None:
-        """Look at what was left of other pieces."""
-        self.offer(other.positions, other._low, other._high)
-
     def _raise_floor(self, low: Array) -> None:
         if len(low) >= self.k:
             self.floor = max(self.floor, kth(low, self.k))

@@ -230,13 +230,13 @@ class Generations:
         )
 
     def lost(self, name: str, physical: str) -> CollectionNotFound | LayoutChanged:
-        """The error for whoever used Qdrant's collection `physical`, which is not there any more.
+        """The error for whoever used Qdrant's collection `physical`, which was not there any more.
 
         `name` is what the collection is called.
         """
         made = name_of(physical) or name
-        line = self.find(made, self.look(made))
-        if (line and line[-1].physical != physical) or self.names().now(made) != name:
+        # it may be there again: names that were exchanged twice are what they were
+        if self.find(made, self.look(made)) or self.names().now(made) != name:
             return self.changed(name)
         return self.missing(name)
 
