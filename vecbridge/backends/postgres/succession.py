@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
-from psycopg.sql import SQL, Composed, Identifier
+from psycopg.sql import SQL, Identifier
 
 from ...errors import (
     CollectionNotFound,
@@ -32,7 +32,7 @@ from ...errors import (
     VecbridgeError,
 )
 from ...manifest import Manifest
-from . import sql
+from . import attached, sql
 from .pool import Connection
 from .sql import Place
 
@@ -121,7 +121,8 @@ def hold(connection: Connection, table: Table) -> None:
 def make(connection: Connection, place: Place, manifest: Manifest) -> int:
     """An empty successor in the place of an abandoned one, which belongs to whom the collection does.
 
-    Returns its number in the server. Raises CollectionNotFound, LayoutChanged, Busy.
+    Returns its number in the server. Raises CollectionNotFound, LayoutChanged, Busy; InputError and Forbidden
+    where the collection's table has what would be lost with it (see `attached`).
     """
     if manifest.generation > sql.MOST_GENERATIONS:
         raise StoreError(
@@ -136,15 +137,10 @@ def make(connection: Connection, place: Place, manifest: Manifest) -> int:
         # not before: what is dropped may be waited for, and others want to create
         lock(connection, place.lock())
         old = _check(connection, place, manifest)
+        attached.check(connection, place, _manifest(connection, place, manifest.name))
         for statement in sql.create_table(manifest, place):
             connection.execute(statement)
-        owner = connection.execute(
-            "SELECT a.rolname FROM pg_class c JOIN pg_roles a ON a.oid = c.relowner "
-            "WHERE c.oid = to_regclass(%s) AND a.rolname <> current_user",
-            [old.as_string(None)],
-        ).fetchone()
-        if owner is not None:
-            connection.execute(SQL("ALTER TABLE {} OWNER TO {}").format(table, Identifier(owner[0])))
+        attached.prepare(connection, table, attached.access(connection, old))
         made = _number(connection, place, manifest)
     assert made is not None
     return made
@@ -170,7 +166,8 @@ def switch(connection: Connection, place: Place, successor: Table) -> None:
                 f"discarded it; begin again"
             )
         _take(connection, old)
-        _grant(connection, old, place.table(manifest))
+        was = attached.access(connection, old)
+        attached.allow(connection, place.table(manifest), was, sql.columns(manifest))
         text, basis = manifest.dump()
         connection.execute(
             SQL("UPDATE {} SET manifest = %s, basis = %b WHERE name = %s").format(place.catalogue),
@@ -183,9 +180,10 @@ def exchange(connection: Connection, place: Place, one: str, other: str) -> None
     """Let two collections change their names; see `Backend.exchange`.
 
     Each goes on in the next generation of its new name, so that nobody who knows a table by its old name
-    finds it. Others have the same rights afterwards to what has a name now as to what had it before.
+    finds it. Afterwards the same rights and row security hold for what has a name now as for what had it.
 
-    Raises CollectionNotFound, InputError where one of them is a table of others, Busy, StoreError.
+    Raises CollectionNotFound, InputError where one of them is a table of others or has something of theirs on
+    it, Forbidden where row security hides records, Busy, StoreError.
     """
     with connection.transaction():
         lock(connection, *(place.lock(name) for name in sorted((one, other))))
@@ -203,11 +201,12 @@ def exchange(connection: Connection, place: Place, one: str, other: str) -> None
             connection.execute(SQL("DROP TABLE IF EXISTS {}").format(place.table(new)))
         for old, _ in moves:
             _take(connection, place.table(old))
-        rights = {old.name: _owned(connection, place.table(old)) for old, _ in moves}
+            attached.check(connection, place, old)
+        access = {old.name: attached.access(connection, place.table(old)) for old, _ in moves}
         for old, new in moves:
             _rename(connection, place, old, new)
         for _, new in moves:
-            _own(connection, place.table(new), *rights[new.name])
+            attached.allow(connection, place.table(new), access[new.name], sql.columns(new))
             text, basis = new.dump()
             connection.execute(
                 SQL("UPDATE {} SET manifest = %s, basis = %b WHERE name = %s").format(place.catalogue),
@@ -244,23 +243,6 @@ def _rename(connection: Connection, place: Place, old: Manifest, new: Manifest) 
     for index, name in indexes:
         # not all have a search index
         connection.execute(SQL("ALTER INDEX IF EXISTS {} RENAME TO {}").format(index, Identifier(name)))
-
-
-def _owned(connection: Connection, table: Identifier) -> tuple[str, set[tuple[str, str, bool]]]:
-    """Whose a table is, and the rights that others have to it."""
-    row = connection.execute(
-        "SELECT a.rolname FROM pg_class c JOIN pg_roles a ON a.oid = c.relowner "
-        "WHERE c.oid = to_regclass(%s)",
-        [table.as_string(None)],
-    ).fetchone()
-    assert row is not None
-    return row[0], _rights(connection, table)
-
-
-def _own(connection: Connection, table: Identifier, owner: str, rights: set[tuple[str, str, bool]]) -> None:
-    if _owned(connection, table)[0] != owner:
-        connection.execute(SQL("ALTER TABLE {} OWNER TO {}").format(table, Identifier(owner)))
-    _give(connection, table, rights)
 
 
 def discard(connection: Connection, place: Place, successor: Table) -> None:
@@ -320,37 +302,3 @@ def _take(connection: Connection, table: Identifier) -> None:
             if time.monotonic() > end:
                 raise
         time.sleep(_PAUSE)
-
-
-def _grant(connection: Connection, old: Identifier, new: Identifier) -> None:
-    """Give the rights to one table that others have to another one, neither more nor fewer."""
-    _give(connection, new, _rights(connection, old))
-
-
-def _give(connection: Connection, new: Identifier, had: set[tuple[str, str, bool]]) -> None:
-    has = _rights(connection, new)
-    if had == has:
-        return
-    for role in sorted({role for role, _, _ in has}):
-        connection.execute(SQL("REVOKE ALL ON {} FROM {}").format(new, _role(role)))
-    for role, right, grantable in sorted(had):
-        connection.execute(
-            SQL("GRANT {} ON {} TO {}{}").format(
-                SQL(right), new, _role(role), SQL(" WITH GRANT OPTION" if grantable else "")
-            )
-        )
-
-
-def _rights(connection: Connection, table: Identifier) -> set[tuple[str, str, bool]]:
-    """Role (empty: everybody), right, and whether it may be passed on."""
-    rows = connection.execute(
-        "SELECT coalesce(r.rolname, ''), a.privilege_type, a.is_grantable FROM pg_class c, "
-        "aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a "
-        "LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE c.oid = to_regclass(%s)",
-        [table.as_string(None)],
-    ).fetchall()
-    return {(role, right, grantable) for role, right, grantable in rows}
-
-
-def _role(name: str) -> Composed:
-    return SQL("{}").format(Identifier(name) if name else SQL("PUBLIC"))

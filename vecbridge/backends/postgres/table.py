@@ -35,8 +35,11 @@ _FILTERED = 4
 # in one statement; always as %b, since psycopg takes four times as long to write them as text
 _IDS = 10_000
 _BY_ID = "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)"
-# foreign keys onto a table are triggers of it, too
-_STAGED = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = %s::regclass)"
+# Foreign keys onto a table are triggers of it, too. PostgreSQL copies into no table with row security.
+_STAGED = (
+    "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid) OR row_security_active(c.oid) "
+    "OR c.relnatts <> %s FROM pg_class c WHERE c.oid = %s::regclass"
+)
 _CLEARED = f"DELETE FROM {{}} WHERE id = ANY(%b) AND NOT ({_STAGED})"  # noqa: S608  both are written here
 # the table's number in the upper half: other advisory locks are hashes of names
 _TOGETHER_OR_ALONE = "SELECT {}(%s::regclass::oid::bigint << 32)"
@@ -110,8 +113,8 @@ class Table:
         """Insert or replace these records: all of them or none, durable when the call returns.
 
         Those that are there are deleted, and all are copied: through a staging table, as INSERT … ON CONFLICT
-        needs one, every vector would be written twice. They still go that way where others have put triggers
-        or foreign keys on the table, to which a record that is replaced must not look like one that is gone.
+        needs one, every vector would be written twice. They still go that way where others have put triggers,
+        foreign keys, columns or row security on the table, for which a record that is replaced is not gone.
 
         Another writer may add one of them between our DELETE and our COPY, or wait for one of ours while we
         wait for one of his: then all is done again, with no other writer of ours beside it.
@@ -121,6 +124,7 @@ class Table:
         ids = [batch.ids[row] for row in order]
         columns = [(self._content(column, batch), column.type) for column in self._columns]
         here = self.name.as_string(None)
+        staging = [len(sql.columns(self._manifest)), here]
         # a lock of the table would do as well, but wait for an index that is built, and all others with it
         locks = chain(["pg_advisory_xact_lock_shared"], repeat("pg_advisory_xact_lock"))
 
@@ -133,8 +137,8 @@ class Table:
                     # the planner would read the whole table to look for some hundred ids, or take them in
                     # the order in which they lie there
                     connection.execute(_BY_ID)
-                    connection.execute(self._sql(_CLEARED), [ids, here])
-                    answer = connection.execute(_STAGED, [here])
+                    connection.execute(self._sql(_CLEARED), [ids, *staging])
+                    answer = connection.execute(_STAGED, staging)
                 staged = answer.fetchone() == (True,)
                 blocks = copy.blocks(batch, order, columns)
                 if staged:
@@ -170,7 +174,9 @@ class Table:
         updates = SQL(", ").join(SQL("{0} = EXCLUDED.{0}").format(name) for name in names[1:])
         listed = SQL(", ").join(names)
         connection.execute(
-            SQL("CREATE TEMP TABLE {} (LIKE {}) ON COMMIT DROP").format(Identifier(sql.STAGING), self.name),
+            SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA").format(
+                Identifier(sql.STAGING), listed, self.name
+            ),
             prepare=False,
         )
         self._copy(connection, staging, blocks)
