@@ -416,6 +416,31 @@ def test_info_tells_what_a_collection_is(loaded: Run) -> None:
 # --- list, delete, drop ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scheme", ["pgvector", "qdrant"])
+def test_looking_for_a_collection_makes_no_folder(run: Run, tmp_path: Path, scheme: str) -> None:
+    url = f"{scheme}:./typo"
+    for words in (
+        ("search", url, "papers", "text"),
+        ("info", url, "papers"),
+        ("drop", url, "papers", "--yes"),
+        ("evaluate", url, "papers"),
+        ("reembed", url, "papers", "--embedder", "hashing:8", "--yes"),
+        ("export", url, "papers", "papers.parquet"),
+        ("copy", url, "papers", "flat:./copies"),
+        ("adopt", url, "--table", "papers"),
+    ):
+        gone = run(*words)
+        assert gone.code == 3
+        assert "found nothing there yet; check the path" in " ".join(gone.err.split())
+    assert run("list", url).err == f"no collections in {url}\n"
+    assert run("list", url, "--json").json == {"urls": [url], "collections": []}
+    assert not list(tmp_path.iterdir())
+    # of several places those are looked into that are there
+    (tmp_path / "there").mkdir()
+    assert run("list", url, "flat:./there").err == "no collections in flat:./there\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
 def test_list_of_nothing_is_empty_and_no_error(run: Run) -> None:
     ran = run("list")
     assert (ran.code, ran.out) == (0, "")

@@ -195,10 +195,12 @@ def test_going_back_embeds_nothing_and_dropping_drops_the_old_one(
     assert (idle.embedded, idle.switched, idle.kept) == (0, False, f"{name}-beside")
     assert names(url, name) == [name, f"{name}-beside"]
     dropped = reembed(url, name, drop_old=True)
+    assert dropped.notes == (f"{name}-beside, the old one, was dropped",)
     assert (dropped.switched, dropped.kept) == (False, None)
     assert names(url, name) == [name]
     assert content(url, name) == new
-    assert reembed(url, name, drop_old=True).kept is None
+    again = reembed(url, name, drop_old=True)
+    assert (again.kept, again.notes) == (None, ())
     at_once = reembed(url, name, OLD, drop_old=True)
     assert (at_once.switched, at_once.kept) == (True, None)
     assert names(url, name) == [name]

@@ -203,9 +203,10 @@ def reembed(
             run.complete()
             home.ask(lambda backend: backend.exchange(name, beside))
         refused.close(finished=True)
+        notes = run.notes
         if drop_old:
             place.drop(beside)
-        notes = run.notes
+            notes.append(f"{beside}, the old one, was dropped")
         if kept is not None and kept.problem:
             notes.append(kept.problem)
         with_name = place.open(name)
@@ -282,13 +283,14 @@ def _is_of(collection: store.Collection, embedder: Embedder) -> bool:
 
 def _done(place: store.Store, collection: store.Collection, beside: str, *, drop_old: bool) -> Reembedding:
     """What is left to do, and to say, where the name is the new model's already."""
-    before = None
+    before, kept = None, None
+    notes: tuple[str, ...] = ()
     try:
         old = place.open(beside)
     except CollectionNotFound:
-        there = False
+        pass
     else:
-        there, before = True, old.space.model
+        before, kept = old.space.model, beside
         with closing(old):
             ours = related(collection, old)
         if drop_old and not ours:
@@ -298,6 +300,7 @@ def _done(place: store.Store, collection: store.Collection, beside: str, *, drop
             )
         if drop_old:
             place.drop(beside)
+            kept, notes = None, (f"{beside}, the old one, was dropped",)
     return Reembedding(
         url=collection.url,
         collection=collection.name,
@@ -311,10 +314,11 @@ def _done(place: store.Store, collection: store.Collection, beside: str, *, drop
         missing=0,
         rejected=0,
         switched=False,
-        kept=beside if there and not drop_old else None,
+        kept=kept,
         usage=None,
         seconds={},
         layout=collection.layout,
         index=collection.index_state(),
         tuned=collection.manifest.tuned,
+        notes=notes,
     )

@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 from ..errors import MissingExtra, UrlError
@@ -267,6 +268,22 @@ SCHEMES = {
     "qdrant+http": Scheme("vecbridge.backends.qdrant"),
     "qdrant+https": Scheme("vecbridge.backends.qdrant"),
 }
+
+# of schemes whose `connect` makes a folder: the one without a path, and what lies in one that was made
+_MADE = {"pgvector": ("./vecbridge-pg", "data"), "qdrant": ("./vecbridge-qdrant", "")}
+
+
+def unmade(url: str) -> Path | None:
+    """The folder that connecting to a URL would make, where nothing is yet; None for any other URL."""
+    scheme, _, path = url.partition(":")
+    if scheme.lower() not in _MADE or path.startswith("//") or "\0" in path:
+        return None
+    default, inside = _MADE[scheme.lower()]
+    try:
+        folder = Path(path or default).expanduser()
+        return None if folder.is_file() or (folder / inside).exists() else folder
+    except (OSError, RuntimeError):  # no rights to look, or ~ of an unknown user: connecting says it better
+        return None
 
 
 def connect(url: str) -> Backend:

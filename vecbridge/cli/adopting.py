@@ -67,7 +67,7 @@ def adopt(
     from ..store import connect
     from . import progress
 
-    with connect(*options.stores(urls)) as store:
+    with connect(*options.there(options.stores(urls))) as store:
         with progress.shown(quiet=quiet) as show:
             found = store.adoption(
                 table,

@@ -41,7 +41,11 @@ def copy(
     from ..store import connect
     from . import progress, render
 
-    with connect(*origin) as there, connect(*place) as here, progress.shown(quiet=quiet) as show:
+    with (
+        connect(*options.there(tuple(origin))) as there,
+        connect(*place) as here,
+        progress.shown(quiet=quiet) as show,
+    ):
         done = run(
             there.open(name),
             here,

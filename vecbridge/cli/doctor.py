@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -109,19 +108,13 @@ def _unfinished(backend: Backend) -> Iterator[Finding]:
             )
 
 
-# folders that connect() would make, and what is in one that was made
-_MADE = {"pgvector": ("./vecbridge-pg", "data"), "qdrant": ("./vecbridge-qdrant", "")}
-
-
 def _absent(url: str) -> Finding | None:
     """What to say of a place in a folder that is not there: looking at it must not make it."""
-    scheme, _, path = url.partition(":")
-    if scheme.lower() not in _MADE or path.startswith("//"):
+    from ..backends import unmade
+
+    if (folder := unmade(url)) is None:
         return None
-    default, inside = _MADE[scheme.lower()]
-    folder = Path(path or default).expanduser()
-    if "\0" in path or (folder / inside).exists():
-        return None
+    scheme = url.partition(":")[0]
     if scheme.lower() == "pgvector":
         from ..backends import cluster
 

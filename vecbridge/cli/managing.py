@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import InputError, VecbridgeError
+from ..errors import CollectionNotFound, InputError, VecbridgeError
 from . import options, output
 
 
@@ -57,7 +57,8 @@ def collections(
     """List the collections of a store."""
     from ..store import connect
 
-    with connect(*options.stores(urls)) as store:
+    names, at = [], options.stores(urls)
+    with suppress(CollectionNotFound), connect(*options.there(at)) as store:
         names, at = store.collections(), store.urls
     if as_json:
         output.write_json({"urls": list(at), "collections": names})

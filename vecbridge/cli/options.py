@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import typer
 
-from ..errors import FilterError, InputError, UrlError
+from ..errors import CollectionNotFound, FilterError, InputError, UrlError
 from . import output, settings
 
 # the planner's and the pipeline's own defaults, repeated because importing them would slow every command down
@@ -106,9 +106,9 @@ def stores(urls: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def place(words: list[str], *names: str) -> tuple[tuple[str, ...], list[str]]:
-    """The store's URLs, and one word for each of `names`, of which the first is a collection's name.
+    """The URLs where the collection may be, and one word for each of `names`; the first is its name.
 
-    Raises InputError.
+    Raises InputError, CollectionNotFound.
     """
     expected = f"expected [URL]... {' '.join(names)}"
     split = len(words) - len(names)
@@ -119,7 +119,23 @@ def place(words: list[str], *names: str) -> tuple[tuple[str, ...], list[str]]:
     if not all(":" in word for word in words[:split]):
         hint = " (a text of several words goes in quotes, a URL begins with a scheme such as flat:)"
         raise InputError(f"{expected}, got {len(words)} arguments{hint}")
-    return stores(words[:split]), words[split:]
+    return there(stores(words[:split])), words[split:]
+
+
+def there(urls: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the URLs that may hold something: whoever looks for a collection makes no folder.
+
+    Raises CollectionNotFound where none does.
+    """
+    from ..backends import unmade
+
+    found = tuple(url for url in urls if unmade(url) is None)
+    if not found:
+        raise CollectionNotFound(
+            f"expected collections in {' '.join(urls)}, found nothing there yet; check the path, or make the "
+            f"first one with vecbridge ingest"
+        )
+    return found
 
 
 def api(base_url: str | None, spec: str) -> str | None:
