@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 from vecbridge import axes
+from vecbridge.axes import principal, twice
 from vecbridge.errors import InputError, ManifestError
 from vecbridge.reduction import Reduction, fit
 from vecbridge.testing import data, oracle
@@ -338,3 +340,43 @@ def test_reductions_from_before_there_was_a_mean_are_read() -> None:
                 back.keeps(sample)
         else:
             assert back.keeps(sample).tolist() == made.keeps(sample).tolist()
+
+
+def _spread(rows: int, dim: int, *, far: float = 0.0, seed: int = 3) -> Any:
+    """Vectors whose energy falls off slowly by direction, around a point `far` away."""
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    falling = np.arange(1, dim + 1) ** -0.4
+    return ((rng.normal(size=(rows, dim)) * falling + far) @ turn).astype(np.float32)
+
+
+def _held(basis: Any, vectors: Any, *, centred: bool) -> float:
+    """The share of energy that a basis holds."""
+    exact = vectors.astype(np.float64)
+    exact -= exact.mean(axis=0) if centred else 0
+    return float(((exact @ basis.T.astype(np.float64)) ** 2).sum() / (exact**2).sum())
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize(("rows", "dim", "most"), [(1800, 1200, 100), (600, 64, 16), (300, 400, 50)])
+@pytest.mark.parametrize(
+    ("scale", "far", "times", "less"),
+    [(1.0, 0.0, 1, 1e-4), (1e-3, 2.0, 1, 1e-4), (1e20, 0.0, 1, 1e-4), (1.0, 0.0, 3, 1e-2)],
+)
+def test_axes_of_a_sample_that_is_extended_are_those_of_all_of_it(
+    centred: bool, rows: int, dim: int, most: int, scale: float, far: float, times: int, less: float
+) -> None:
+    vectors = _spread(rows, dim, far=far) * np.float32(scale)
+    # where what comes later is much larger, the first axes are no good beginning
+    vectors[-rows // 8 :] *= np.float32(times)
+    first, whole = twice(vectors[: -rows // 8], vectors[-rows // 8 :], most, centred=centred)
+    alone = principal(vectors[: -rows // 8], most, centred=centred)
+    assert np.array_equal(first.basis, alone.basis)
+    assert np.array_equal(first.mean, alone.mean)
+    cold = principal(vectors, most, centred=centred)
+    np.testing.assert_allclose(whole.mean, cold.mean, rtol=1e-5, atol=1e-6 * scale)
+    np.testing.assert_allclose(whole.basis @ whole.basis.T, np.eye(most), atol=1e-4)
+    small = vectors / np.float32(scale)
+    assert _held(whole.basis, small, centred=centred) >= _held(cold.basis, small, centred=centred) - less
+    assert _held(whole.basis, small, centred=centred) > _held(first.basis, small, centred=centred)
+    np.testing.assert_allclose(whole.energy.sum(), _held(whole.basis, small, centred=centred), atol=2e-3)

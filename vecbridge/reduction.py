@@ -192,7 +192,7 @@ def fit(shorten: Shorten, *, source: int, metric: Metric, sample: Floats | None,
         )
     import numpy as np
 
-    from .axes import principal
+    from .axes import principal, twice
 
     unit = np.ascontiguousarray(sample, dtype=np.float32)
     if metric == "cosine":
@@ -200,21 +200,23 @@ def fit(shorten: Shorten, *, source: int, metric: Metric, sample: Floats | None,
         unit = (unit / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
     fitted, unseen = _parted(unit, shorten.dim, seed)
     about_mean = shorten.centred or metric == "l2"
-    axes = principal(fitted, shorten.dim, centred=about_mean, seed=seed)
+    if unseen is unit:
+        # too few could be left out: what is kept of fitted vectors says nothing of others
+        axes = whole = principal(unit, shorten.dim, centred=about_mean, seed=seed)
+    else:
+        # a basis of nine tenths would treat the tenth that was left out worse than the rest of the collection
+        axes, whole = twice(fitted, unseen, shorten.dim, centred=about_mean, seed=seed)
     mean = axes.mean.astype(np.float32) if about_mean else None
     made = Reduction(shorten, source, rescale, axes.basis, mean=mean)
     shares = made.keeps(unseen)
     energies = (_lengths(unseen if mean is None else unseen - mean) / (np.abs(unseen).max() or 1)) ** 2
     kept = float(np.average(shares, weights=energies)) if energies.any() else 1.0
     if unseen is unit:
-        # too few could be left out: what is kept of fitted vectors says nothing of others
         return replace(made, kept=min(kept, 1.0))
-    # a basis of nine tenths would treat the tenth that was left out worse than the rest of the collection
-    axes = principal(unit, shorten.dim, centred=about_mean, seed=seed)
     return replace(
         made,
-        basis=axes.basis,
-        mean=axes.mean.astype(np.float32) if about_mean else None,
+        basis=whole.basis,
+        mean=whole.mean.astype(np.float32) if about_mean else None,
         kept=min(kept, 1.0),
         usual=float(np.percentile(shares, 5)) if len(unseen) >= _TYPICAL else None,
         left_out=len(unseen),
