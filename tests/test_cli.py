@@ -387,6 +387,35 @@ def test_evaluate_reports_recall_and_latency(loaded: Run, tmp_path: Path) -> Non
     assert re.search(r"^recall@10 +1\.000 ", loaded("evaluate", "things").out, re.MULTILINE)
 
 
+def test_a_page_is_written_where_no_widths_can_be_tried(run: Run, pg: str, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"id": "a", "vector": [1, 2, 3]}\n')
+    assert run("ingest", "one.jsonl", "-c", "one", "-q").code == 0
+    ran = run("evaluate", "one", "--report", "one.html")
+    assert (ran.code, "nothing to measure" in ran.out, ran.err) == (0, True, "")
+    with vecbridge.connect(pg) as store:
+        made = store.create("t", dim=8, layout=Layout(index=Index("hnsw", ef_search=40)))
+        made.upsert([str(n) for n in range(20)], np.random.default_rng(5).normal(size=(20, 8)))
+    ran = run("evaluate", pg, "t", "--report", "t.html")
+    assert ran.code == 4
+    assert "recall@10" in ran.out
+    assert "the index of t is missing" in ran.err
+    assert all(
+        "<svg" in Path(page).read_text() or "<h1" in Path(page).read_text() for page in ("one.html", "t.html")
+    )
+
+
+def test_replan_says_what_is_new_where_the_layout_stays(loaded: Run, pg: str) -> None:
+    ran = loaded("replan", "things", "--yes", "-q")
+    assert "things has this layout already: it is written once more\n" in ran.err
+    with vecbridge.connect(pg) as store:
+        made = store.create("t", dim=8, layout=Layout(index=Index("hnsw", ef_search=40)))
+        vectors = np.random.default_rng(5).normal(size=(20, 8))
+        made.upsert([str(n) for n in range(20)], vectors)
+        made.replan(made.proposal(rows=1_000_000))
+    ran = loaded("replan", pg, "t", "--yes", "-q", "--rows", "1000000")
+    assert "t has this layout already: it is written once more, with a new index\n" in ran.err
+
+
 def test_evaluate_ends_with_4_while_the_index_is_not_built(run: Run, pg: str) -> None:
     rng = np.random.default_rng(5)
     with vecbridge.connect(pg) as store:
@@ -525,6 +554,7 @@ def test_a_terminal_gets_bars_and_colours_unless_it_wants_none(
 @pytest.mark.parametrize(
     ("words", "code", "kind", "said"),
     [
+        (["sarch"], 2, "UsageError", "Did you mean 'search'? see vecbridge --help"),
         (["fly"], 2, "UsageError", "No such command 'fly'; see vecbridge --help"),
         (
             ["plan"],
@@ -541,7 +571,12 @@ def test_a_terminal_gets_bars_and_colours_unless_it_wants_none(
             "share above 0, up to 1, as 0.95; got 95",
         ),
         (["plan", "--dim", "3", "--on", "flat:x", "--on", "qdrant"], 2, "InputError", "backends or URLs"),
-        (["tune", "things"], 2, "InputError", "expected recall=, the recall@10 that is wanted"),
+        (
+            ["tune", "things"],
+            2,
+            "InputError",
+            "expected the recall@10 that is wanted, as recall=0.95 (in a terminal --recall 0.95)",
+        ),
         (["tune", "nothing", "--recall", "0.9"], 3, "CollectionNotFound", "nothing"),
         (["replan", "things"], 2, "InputError", "add --yes"),
         (["replan", "nothing", "--yes"], 3, "CollectionNotFound", "nothing"),
@@ -690,6 +725,26 @@ def test_version_help_and_nothing_at_all(run: Run) -> None:
     assert all(name in helped.out for name in commands())
     assert run() == helped
     assert run("--debug").code == 2
+
+
+@pytest.mark.parametrize("name", [None, *(typer.main.get_command(cli.app).commands)])  # type: ignore[attr-defined]  # it is a group
+def test_help_is_whole_in_a_narrow_terminal(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    group = typer.main.get_command(cli.app)
+    said = run(*([] if name is None else [name]), "--help").out
+    assert max(map(len, said.splitlines())) <= 80
+    words = re.sub(r"\s+", " ", said)
+    if name is None:
+        for one in commands().values():
+            assert re.match(r"[^.]*", one.help)[0] in words
+    for parameter in group.params if name is None else commands()[name].params:
+        help = getattr(parameter, "help", None) or ""
+        # a long word may be divided after a hyphen
+        assert re.sub(r"\s+", "", help) in re.sub(r"\s+", "", said)
+        if parameter.param_type_name == "option":
+            assert all(option in words for option in (*parameter.opts, *parameter.secondary_opts))
 
 
 def test_an_installed_program_and_the_module_are_the_same() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from .._version import __version__
 from ..errors import CollectionExists, CollectionNotFound, InputError, PlanError, VecbridgeError
@@ -38,12 +38,14 @@ OK, FAILED, USAGE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 130
 # typer brings its own copy of click since 0.20, so the base of usage errors is found instead of imported
 _UsageProblem = typer.BadParameter.__mro__[2]
 
-app = typer.Typer(
-    name="vecbridge",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+
+class _Group(TyperGroup):
+    """The program, whose help says a whole sentence of each command, however narrow the terminal."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        whole = 1000  # characters
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(whole)) for name, one in self.commands.items()])
 
 
 class _Command(TyperCommand):
@@ -52,6 +54,15 @@ class _Command(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.removesuffix("...").strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
+
+app = typer.Typer(
+    name="vecbridge",
+    cls=_Group,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's boxes cut names of options, and what is said of them, at 80 columns
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 app.command(cls=_Command)(planning.plan)
 app.command(cls=_Command)(models.models)
@@ -153,4 +164,6 @@ def _failed(error: Exception, *, as_json: bool, debug: bool) -> int:
 def _usage(error: Exception) -> str:
     message = str(getattr(error, "format_message", error.__str__)())
     context = getattr(error, "ctx", None)
-    return message if context is None else f"{message.rstrip('.')}; see {context.command_path} --help"
+    if context is None:
+        return message
+    return f"{message.rstrip('.?')}{'?' if message.endswith('?') else ';'} see {context.command_path} --help"
