@@ -206,7 +206,7 @@ def test_a_recall_that_is_missed_is_said_and_what_would_meet_it(store: Store) ->
 @pytest.mark.parametrize("url", ["flat"], indirect=True)
 def test_tuning_needs_a_target(store: Store, vectors: Floats) -> None:
     papers = filled(store, vectors, Layout())
-    with pytest.raises(InputError, match="expected recall=, the recall@10 that is wanted"):
+    with pytest.raises(InputError, match="expected the recall@10 that is wanted, as recall="):
         papers.tune()
     assert papers.tune(recall=0.9).tuned.met
     # asked for once, it is kept

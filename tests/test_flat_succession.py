@@ -525,7 +525,7 @@ def test_a_switch_that_fails_leaves_the_collection_as_it_was(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
-        with pytest.raises(StoreError, match=r"no room to write in .*papers.*nothing was changed"):
+        with pytest.raises(StoreError, match=r"no room to write in .*papers.*this write changed nothing"):
             backend.switch(successor)
     whole(papers)
     backend.discard(successor)

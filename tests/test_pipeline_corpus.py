@@ -117,6 +117,14 @@ def test_chunks_know_their_document_their_position_and_their_heading(docs: Path,
     assert f"3 documents read, {done.read} chunks, {done.read} written to c at flat:" in str(done)
 
 
+def test_records_with_vectors_are_not_called_chunks(tmp_path: Path, to: str) -> None:
+    source = tmp_path / "v.jsonl"
+    source.write_text('{"id": "z", "vector": [0, 0]}\n{"id": "a", "vector": [1, 2]}\n')
+    done = ingest(str(source), to=to, collection="c", evaluate=False, rejects=str(tmp_path / "r.jsonl"))
+    assert (done.read, done.rejected, done.chunking) == (1, 1, None)
+    assert str(done).startswith("1 records read, 1 written")
+
+
 def test_a_document_that_became_shorter_loses_its_last_chunks_and_no_others(docs: Path, to: str) -> None:
     before = night(docs, to)
     long = docs / "long.txt"

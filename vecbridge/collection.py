@@ -381,7 +381,8 @@ class Collection:
         target = self.manifest.recall if recall is None else planner.share(recall)
         if target is None:
             raise InputError(
-                f"expected recall=, the recall@{k} that is wanted, as 0.95; {self.name} was made without one"
+                f"expected the recall@{k} that is wanted, as recall=0.95 (in a terminal --recall 0.95), "
+                f"got none: {self.name} was made without one"
             )
         wanted, matrix = checks.hits_wanted(k), self._matrix(queries, sample)
         found = self._now(

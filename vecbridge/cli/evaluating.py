@@ -12,7 +12,7 @@ from . import arrays, options, output
 if TYPE_CHECKING:
     from ..evaluate import Report
     from ..manifest import Tuned
-    from ..types import IndexState
+    from ..types import IndexState, Layout
 
 WARNED = 4
 
@@ -49,7 +49,9 @@ def evaluate(
             for condition in (None, *conditions)
         )
         at, manifest = collection.url, collection.manifest
-        steps = () if page is None else collection.sweep(k=k, queries=vectors, sample=sample, seed=seed)
+        # without an index in use, or with nothing to ask, there are no widths; the page has the rest
+        widths = page is not None and report.queries > 1 and idle(report.index, name) is None
+        steps = collection.sweep(k=k, queries=vectors, sample=sample, seed=seed) if widths else ()
     if page is not None:
         write(page, evaluation_page(name, at, report, filtered=filtered, steps=steps, manifest=manifest))
     if as_json:
@@ -128,7 +130,7 @@ def replan(
             render.plan(plan)
         if not dry_run:
             if same:
-                output.say(f"{name} has this layout already: its projection and its index are made anew")
+                output.say(f"{name} has this layout already: it is written once more{_anew(plan.layout)}")
             options.confirm(f"Lay out {name} in {at} anew? It needs room for both, and writers wait.", yes)
             with progress.shown(quiet=quiet) as show:
                 collection.replan(plan, seed=seed, progress=show)
@@ -148,6 +150,14 @@ def replan(
         output.answer(f"{name} is laid out anew: {plan.describe()}")
     if not dry_run:
         warn(idle(state, name), missed_tuning(tuned, name))
+
+
+def _anew(layout: Layout) -> str:
+    """What is new where a layout stays as it is."""
+    inside = None if layout.index is None else layout.index.shorten
+    fitted = any(cut is not None and cut.method == "pca" for cut in (layout.shorten, inside))
+    new = ["a new projection"] * fitted + ["a new index"] * (layout.index is not None)
+    return f", with {' and '.join(new)}" if new else ""
 
 
 def warn(*warnings: str | None) -> None:

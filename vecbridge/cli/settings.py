@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,13 +98,17 @@ def _text(value: Any) -> str | None:
 
 
 def _size(value: Any) -> str | None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return None if whole or isinstance(value, str) else 'bytes or text such as "16GB"'
+    from ..sizes import in_bytes  # here, because few files have one
+
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(InputError):
+            in_bytes(value, FILE)
+            return None
+    return 'bytes or text such as "16GB"'
 
 
 def _seconds(value: Any) -> str | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return None if number else "a number of seconds"
+    return None if _rate(value) is None else "a number of seconds above 0"
 
 
 def _share(value: Any) -> str | None:

@@ -69,7 +69,7 @@ class Summary:
     def __str__(self) -> str:
         where = f"{self.collection} at {self.url}"
         what = f"{self.read:,} records read"
-        if self.documents != self.read:
+        if self.chunking is not None and self.documents != self.read:
             what = f"{self.documents:,} documents read, {self.read:,} chunks"
         if self.unchanged == self.read and not self.removed:
             return f"{what}, all unchanged; nothing was written to {where}"

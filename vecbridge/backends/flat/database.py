@@ -176,7 +176,7 @@ def _of_sqlite(error: sqlite3.Error, folder: Path) -> VecbridgeError:
     primary = None if code is None else code & 0xFF
     if primary == sqlite3.SQLITE_FULL or code in (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE):
         return StoreError(
-            f"no room to write in {folder} ({error}); nothing was changed; free some disk space"
+            f"no room to write in {folder} ({error}); this write changed nothing; free some disk space"
         )
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Busy(f"another process holds the collection in {folder} ({error}); try again")
@@ -199,7 +199,8 @@ def _of_sqlite(error: sqlite3.Error, folder: Path) -> VecbridgeError:
 def _of_system(error: OSError, folder: Path) -> VecbridgeError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreError(
-            f"no room to write in {folder} ({error.strerror}); nothing was changed; free some disk space"
+            f"no room to write in {folder} ({error.strerror}); this write changed nothing; "
+            f"free some disk space"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return _read_only(folder)
