@@ -718,6 +718,10 @@ def test_a_reader_that_leaves_is_no_error(words: list[str]) -> None:
     assert said == b""
 
 
+def commands() -> dict[str, Any]:
+    return dict(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]  # it is a group
+
+
 def test_version_help_and_nothing_at_all(run: Run) -> None:
     assert run("--version") == Ran(0, f"vecbridge {vecbridge.__version__}\n", "")
     helped = run("-h")
@@ -727,7 +731,7 @@ def test_version_help_and_nothing_at_all(run: Run) -> None:
     assert run("--debug").code == 2
 
 
-@pytest.mark.parametrize("name", [None, *(typer.main.get_command(cli.app).commands)])  # type: ignore[attr-defined]  # it is a group
+@pytest.mark.parametrize("name", [None, *commands()])
 def test_help_is_whole_in_a_narrow_terminal(
     run: Run, monkeypatch: pytest.MonkeyPatch, name: str | None
 ) -> None:
@@ -758,10 +762,6 @@ def test_an_installed_program_and_the_module_are_the_same() -> None:
 
 
 # --- documentation -----------------------------------------------------------------------------------
-
-
-def commands() -> dict[str, Any]:
-    return dict(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]  # it is a group
 
 
 def section(title: str) -> str:

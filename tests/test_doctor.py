@@ -274,6 +274,16 @@ def test_a_lost_table_is_found_and_can_be_given_up(doctor: Doctor, sound: str) -
     assert (doctor(sound).code, doctor(sound).wrong()) == (0, [])
 
 
+def test_vectors_that_lost_their_records_are_found(doctor: Doctor, tmp_path: Path) -> None:
+    fill(f"flat:{tmp_path}", "things", FLAT)
+    for path in (tmp_path / "things").glob("records.sqlite*"):
+        path.unlink()
+    ran = doctor(f"flat:{tmp_path}")
+    assert (ran.code, ran.wrong()) == (1, [("broken", "records")])
+    assert f"{tmp_path}/things holds vectors, but no records.sqlite" in ran.one("records")["found"]
+    assert ran.one("records")["remedy"].endswith(f"rm -r {tmp_path}/things")
+
+
 def test_a_damaged_manifest_is_found_beside_a_sound_collection(doctor: Doctor, sound: str) -> None:
     fill(sound, "others", HNSW)
     execute(sound, """UPDATE "vecbridge$collections" SET manifest = '{' WHERE name = 'things'""")

@@ -120,7 +120,7 @@ def test_chunks_know_their_document_their_position_and_their_heading(docs: Path,
 def test_records_with_vectors_are_not_called_chunks(tmp_path: Path, to: str) -> None:
     source = tmp_path / "v.jsonl"
     source.write_text('{"id": "z", "vector": [0, 0]}\n{"id": "a", "vector": [1, 2]}\n')
-    done = ingest(str(source), to=to, collection="c", evaluate=False, rejects=str(tmp_path / "r.jsonl"))
+    done = ingest(str(source), to=to, collection="c", evaluate=False, max_rejects=1)
     assert (done.read, done.rejected, done.chunking) == (1, 1, None)
     assert str(done).startswith("1 records read, 1 written")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ...errors import CollectionNotFound, LayoutChanged, ManifestError, VecbridgeError
 from ...explain import human
 from ...types import Finding
-from .database import RECORDS, Database, current, held
+from .database import CURRENT, RECORDS, Database, current, held
 from .homes import abandoned
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def _all(backend: FlatBackend, folder: Path, leftover: re.Pattern[str]) -> Itera
     with suppress(OSError, ValueError):  # as above
         yield memory(_available(Path("/proc/meminfo").read_text()), largest)
     yield from _leftovers(folder, leftover)
+    yield from _headless(folder)
     for name in names:
         yield from _collection(backend, name)
 
@@ -156,6 +157,20 @@ def _vectors(place: Path) -> int:
         with suppress(FileNotFoundError):  # compaction has just removed it
             sizes.append(path.stat().st_size)
     return max(sizes)
+
+
+def _headless(folder: Path) -> Iterator[Finding]:
+    """Folders with vectors and without the file that says what they are, which no list of names shows."""
+    for place in sorted({path.parent for path in folder.glob("*/rows.*.bin")}):
+        sound = (place / RECORDS).exists() or (place / CURRENT).exists()
+        if not sound and not place.name.startswith(".") and any(place.glob("vectors.*.f??")):
+            yield Finding(
+                "broken",
+                "records",
+                f"{place} holds vectors, but no {RECORDS}: a collection that lost its records, and still has "
+                f"its name",
+                f"restore {place} from a backup, or give it up: rm -r {shlex.quote(str(place))}",
+            )
 
 
 def _leftovers(folder: Path, leftover: re.Pattern[str]) -> Iterator[Finding]:
