@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import psycopg
 import pytest
+from conftest import Fresh
 
-from vecbridge.backends.postgres import Postgres, Table, connect
+from vecbridge.backends.postgres import Postgres, Table, attached, connect
 from vecbridge.errors import Forbidden, InputError
 from vecbridge.manifest import Manifest
 from vecbridge.replanning import replan
@@ -155,6 +157,157 @@ def test_while_the_new_table_is_filled_nobody_else_sees_it(backend: Postgres, pg
         assert denied
 
 
+def test_roles_that_see_every_new_table_do_not_see_more_while_it_is_filled(
+    backend: Postgres, pg: str
+) -> None:
+    table = filled(backend)
+    with roles(pg, "read", "all") as (reader, everything):
+        admin(
+            pg,
+            f"GRANT pg_read_all_data TO {everything}",
+            "ALTER TABLE vecbridge_papers ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY own ON vecbridge_papers USING (metadata ->> 'tenant' = 'a')",
+            f"ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {reader}",
+        )
+        looked: list[int] = []
+
+        def progress(stage: str, done: int, total: int | None) -> None:
+            if stage == "copying" and done == ROWS:
+                with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for table"):
+                    seen(pg, reader, "vecbridge_papers$1")
+                looked.append(seen(pg, everything, "vecbridge_papers$1"))
+
+        replan(backend, table, following(table), progress=progress)
+        assert looked == [ROWS // 2]
+
+
+@pytest.mark.parametrize("suffix", ["", "&schema=rag"])
+def test_a_policy_whose_subquery_names_the_column_of_its_table_goes_over(pg: str, suffix: str) -> None:
+    schema = "rag" if suffix else "public"
+    backend = connect(pg + suffix)
+    table = filled(backend)
+    filled(backend, "others")
+    with roles(pg, "read") as (reader,):
+        admin(
+            pg,
+            f"GRANT USAGE ON SCHEMA {schema} TO {reader}",
+            f"CREATE TABLE {schema}.members (paper text)",
+            f"INSERT INTO {schema}.members VALUES ('a00'), ('b01'), ('x')",
+            f"GRANT SELECT ON {schema}.vecbridge_papers, {schema}.members TO {reader}",
+            f"ALTER TABLE {schema}.vecbridge_papers ENABLE ROW LEVEL SECURITY",
+            f"CREATE POLICY own ON {schema}.vecbridge_papers USING (EXISTS (SELECT FROM {schema}.members m "
+            "WHERE m.paper = vecbridge_papers.id))",
+        )
+
+        def visible(table: str) -> int:
+            with psycopg.connect(pg) as connection:
+                connection.execute(f"SET ROLE {reader}")
+                row = connection.execute(f'SELECT count(*) FROM {schema}."{table}"').fetchone()
+            assert row is not None
+            return int(row[0])
+
+        replan(backend, table, following(table))
+        assert visible("vecbridge_papers$1") == 2
+        backend.exchange("papers", "others")
+        assert visible("vecbridge_papers$2") == 2
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for table"):
+            visible("vecbridge_others$1")
+        names = admin(pg, "SELECT polrelid::regclass::text FROM pg_policy")
+        assert [name.rpartition(".")[2] for (name,) in names] == ['"vecbridge_papers$2"']
+    backend.close()
+
+
+def test_rights_that_were_passed_on_leave_the_name_they_are_not_for(backend: Postgres, pg: str) -> None:
+    filled(backend)
+    filled(backend, "others")
+    with roles(pg, "first", "second") as (first, second):
+        admin(
+            pg,
+            f"GRANT SELECT ON vecbridge_papers TO {first} WITH GRANT OPTION",
+            f"GRANT SELECT (id) ON vecbridge_papers TO {first} WITH GRANT OPTION",
+            f"SET ROLE {first}",
+            f"GRANT SELECT ON vecbridge_papers TO {second}",
+            f"GRANT SELECT (id) ON vecbridge_papers TO {second}",
+        )
+        backend.exchange("papers", "others")
+        for role in (first, second):
+            assert seen(pg, role, "vecbridge_papers$1") == ROWS
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for table"):
+                seen(pg, role, "vecbridge_others$1")
+
+
+@pytest.mark.parametrize("right", ["SELECT", "SELECT (id)"])
+@pytest.mark.parametrize("how", ["replan", "exchange"])
+def test_a_right_that_is_taken_away_in_the_moment_of_the_switch_does_not_come_back_unsaid(
+    pg062: str, fresh: Fresh, monkeypatch: pytest.MonkeyPatch, right: str, how: str
+) -> None:
+    """PostgreSQL 16 takes rights away without a lock of the table."""
+    url = fresh(pg062, extension=True)
+    backend = connect(url)
+    table = filled(backend)
+    filled(backend, "others")
+    allow, failed = attached.allow, []
+    with roles(url, "read") as (reader,), ThreadPoolExecutor(1) as pool:
+        admin(url, f"GRANT {right} ON vecbridge_papers TO {reader}")
+        taken: list[Future[Any]] = []
+
+        def slow(*given: Any) -> None:
+            if not taken:
+                taken.append(pool.submit(admin, url, f"REVOKE {right} ON vecbridge_papers FROM {reader}"))
+                failed.append(not wait(taken, 1).done)
+            allow(*given)
+
+        monkeypatch.setattr(attached, "allow", slow)
+        if how == "replan":
+            replan(backend, table, following(table))
+        else:
+            backend.exchange("papers", "others")
+        assert failed == [True]
+        # whoever takes it away is told that it did not happen
+        with pytest.raises(psycopg.Error, match=r"tuple concurrently|does not exist"):
+            taken[0].result(60)
+    backend.close()
+
+
+def test_a_view_that_is_made_meanwhile_is_named(backend: Postgres, pg: str) -> None:
+    table = filled(backend)
+
+    def progress(stage: str, done: int, total: int | None) -> None:
+        if stage == "copying" and not done:
+            admin(pg, "CREATE VIEW titles AS SELECT id FROM vecbridge_papers")
+
+    with pytest.raises(InputError, match=r"collection 'papers', got view titles: .*put it back afterwards"):
+        replan(backend, table, following(table), progress=progress)
+    admin(pg, "DROP VIEW titles")
+    assert replan(backend, table, following(table)).count() == ROWS
+
+
+def test_an_owner_who_cannot_have_the_new_table_is_named(pg: str) -> None:
+    superuser = connect(pg)
+    filled(superuser)
+    with roles(pg, "own", "work") as (owner, worker):
+        admin(
+            pg,
+            f"GRANT {owner} TO {worker}",
+            f"GRANT CREATE ON SCHEMA public TO {worker}",
+            f"ALTER TABLE vecbridge_papers OWNER TO {owner}",
+            f'ALTER TABLE "vecbridge$collections" OWNER TO {owner}',
+        )
+        limited = connect(pg.replace("postgres@", f"{worker}@"))
+        table = limited.open("papers")
+        with pytest.raises(
+            Forbidden, match=rf"to role {owner}, .*nothing was changed: that role needs CREATE"
+        ):
+            replan(limited, table, following(table))
+        admin(pg, f"GRANT CREATE ON SCHEMA public TO {owner}")
+        assert replan(limited, table, following(table)).count() == ROWS
+        assert admin(pg, "SELECT tableowner FROM pg_tables WHERE tablename = 'vecbridge_papers$1'") == [
+            (owner,)
+        ]
+        limited.close()
+    superuser.close()
+
+
 def test_row_security_stays_with_the_name_that_is_exchanged(backend: Postgres, pg: str) -> None:
     filled(backend)
     filled(backend, "others")
@@ -192,6 +345,31 @@ THINGS = {
     "a rule": (["CREATE RULE no_delete AS ON DELETE TO {0} DO INSTEAD NOTHING"], "rule no_delete"),
     "a publication": (["CREATE PUBLICATION feed FOR TABLE {0}"], "publication feed"),
     "a table that inherits": (["CREATE TABLE child () INHERITS ({0})"], "inheriting table child"),
+    "a parent": (
+        ['CREATE TABLE whole (id text COLLATE "C")', "ALTER TABLE {0} INHERIT whole"],
+        "parent table whole",
+    ),
+    "statistics": (["CREATE STATISTICS both_of ON id, document FROM {0}"], "statistics both_of"),
+    "a policy that reads its own table": (
+        ["CREATE POLICY once ON {0} FOR INSERT WITH CHECK (id NOT IN (SELECT o.id FROM {0} o))"],
+        "policy once, which reads the table itself",
+    ),
+    "a policy of another table": (
+        [
+            "CREATE TABLE notes (paper text)",
+            "CREATE POLICY seen ON notes USING (paper IN (SELECT id FROM {0}))",
+        ],
+        "policy seen on table notes",
+    ),
+    "a function that reads it": (
+        ["CREATE FUNCTION f() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT count(*) FROM {0}; END"],
+        r"function f\(\)",
+    ),
+    "a function of its rows": (
+        ["CREATE FUNCTION f(one {0}) RETURNS text LANGUAGE sql AS 'SELECT one.id'"],
+        r"function f\(vecbridge_papers\)",
+    ),
+    "a column of its rows": (["CREATE TABLE notes (paper {0}[])"], "column paper of table notes"),
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from psycopg import errors as pg
 from psycopg.sql import SQL, Composed, Identifier
 
 from ...errors import Forbidden, InputError
@@ -26,7 +27,7 @@ _SHOWN = 10
 Right: TypeAlias = tuple[str, str, bool, str]
 
 _RIGHTS = """
-SELECT coalesce(r.rolname, ''), a.privilege_type, a.is_grantable, a.attname
+SELECT coalesce(r.rolname, ''), a.privilege_type, bool_or(a.is_grantable), a.attname
 FROM (
     SELECT (aclexplode(coalesce(c.relacl, acldefault('r', c.relowner)))).*, '' AS attname
     FROM pg_class c WHERE c.oid = to_regclass(%(table)s)
@@ -34,14 +35,21 @@ FROM (
     SELECT (aclexplode(attacl)).*, attname FROM pg_attribute
     WHERE attrelid = to_regclass(%(table)s) AND attacl IS NOT NULL AND NOT attisdropped
 ) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+WHERE a.grantee = 0 OR r.oid IS NOT NULL
+GROUP BY 1, 2, 4
 """
 
 _POLICIES = """
 SELECT p.polname, p.polpermissive, p.polcmd::text,
        ARRAY(SELECT coalesce(r.rolname, '') FROM unnest(p.polroles) AS of(role)
-             LEFT JOIN pg_roles r ON r.oid = of.role ORDER BY 1)::text[],
-       pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)
-FROM pg_policy p WHERE p.polrelid = to_regclass(%s) ORDER BY p.polname
+             LEFT JOIN pg_roles r ON r.oid = of.role
+             WHERE of.role = 0 OR r.oid IS NOT NULL ORDER BY 1)::text[],
+       pg_get_expr(p.polqual, %(named)s::regclass), pg_get_expr(p.polwithcheck, %(named)s::regclass)
+FROM pg_policy p WHERE p.polrelid = to_regclass(%(table)s) ORDER BY p.polname
+"""
+_SUBQUERIES = """
+SELECT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = to_regclass(%s)
+               AND concat(p.polqual::text, p.polwithcheck::text) LIKE '%%{SUBLINK%%')
 """
 _COMMANDS = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE", "*": "ALL"}
 
@@ -73,6 +81,22 @@ SELECT 'publication ' || p.pubname FROM t, pg_publication_rel m JOIN pg_publicat
 WHERE m.prrelid = t.oid
 UNION ALL
 SELECT 'inheriting table ' || h.inhrelid::regclass FROM t, pg_inherits h WHERE h.inhparent = t.oid
+UNION ALL
+SELECT 'parent table ' || h.inhparent::regclass FROM t, pg_inherits h WHERE h.inhrelid = t.oid
+UNION ALL
+SELECT 'statistics ' || s.stxname FROM t, pg_statistic_ext s WHERE s.stxrelid = t.oid
+UNION ALL
+SELECT 'policy ' || p.polname || ', which reads the table itself' FROM t, pg_policy p
+WHERE p.polrelid = t.oid AND concat(p.polqual::text, p.polwithcheck::text) LIKE '%%:relid ' || t.oid || ' %%'
+UNION ALL
+SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid) FROM t, pg_class c, pg_depend d
+WHERE c.oid = t.oid AND d.deptype = 'n'
+  AND (d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid
+       AND d.classid IN ('pg_policy'::regclass, 'pg_proc'::regclass)
+       OR d.refclassid = 'pg_type'::regclass
+       AND d.refobjid IN (SELECT unnest(ARRAY[y.oid, y.typarray]) FROM pg_type y WHERE y.oid = c.reltype))
+  AND NOT EXISTS (SELECT FROM pg_policy p WHERE d.classid = 'pg_policy'::regclass AND p.oid = d.objid
+                  AND p.polrelid = t.oid)
 """
 
 
@@ -99,8 +123,8 @@ class Access:
     policies: tuple[_Policy, ...]
 
 
-def access(connection: Connection, table: Identifier) -> Access:
-    """What holds for a table that is there."""
+def access(connection: Connection, table: Identifier, name: str | None = None) -> Access:
+    """What holds for a table that is there; policies in the words for a table called `name`, if given."""
     named = table.as_string(None)
     row = connection.execute(
         "SELECT a.rolname, c.relrowsecurity, c.relforcerowsecurity FROM pg_class c "
@@ -108,7 +132,15 @@ def access(connection: Connection, table: Identifier) -> Access:
         [named],
     ).fetchone()
     assert row is not None
-    policies = connection.execute(_POLICIES, [named]).fetchall()
+    # a subquery in a policy speaks of its table by name; PostgreSQL spells it for any table of these columns
+    like = None
+    if name is not None and connection.execute(_SUBQUERIES, [named]).fetchone() == (True,):
+        like = Identifier("pg_temp", name)
+        connection.execute(SQL("CREATE TEMP TABLE {} (LIKE {})").format(like, table))
+    shape = named if like is None else like.as_string(None)
+    policies = connection.execute(_POLICIES, {"table": named, "named": shape}).fetchall()
+    if like is not None:
+        connection.execute(SQL("DROP TABLE {}").format(like))
     return Access(
         owner=row[0],
         rights=_rights(connection, table),
@@ -122,29 +154,43 @@ def access(connection: Connection, table: Identifier) -> Access:
 
 
 def prepare(connection: Connection, table: Identifier, wanted: Access) -> None:
-    """Give a table that is still to be filled its owner and its policies, which do not count yet.
+    """Give a table that is still to be filled its owner and its policies, and rights to its owner alone.
 
-    Whether they fit it is better known before it is filled than after.
+    Whether the policies fit it is better known before it is filled than after. They count from the start:
+    some roles read every table, and others get rights to each that is made.
     """
     _own(connection, table, wanted.owner)
-    _protect(connection, table, access(connection, table).policies, wanted.policies)
+    has = access(connection, table)
+    rights = frozenset(right for right in has.rights if right[0] == wanted.owner)
+    if has.rights != rights:
+        _give(connection, table, has.rights, rights)
+    _protect(connection, table, has, wanted)
 
 
 def allow(connection: Connection, table: Identifier, wanted: Access, columns: Sequence[str]) -> None:
-    """Let the same hold for a table with these columns, neither more nor less."""
+    """Let the same hold for a table with these columns, neither more nor less.
+
+    All rights are then its owner's to take back, also those that somebody else had passed on.
+    """
     _own(connection, table, wanted.owner)
     # the owner's rights are among them
     has = access(connection, table)
     rights = frozenset(right for right in wanted.rights if right[3] in ("", *columns))
     if has.rights != rights:
         _give(connection, table, has.rights, rights)
-    _protect(connection, table, has.policies, wanted.policies)
-    if has.secured != wanted.secured:
-        how = SQL("ENABLE" if wanted.secured else "DISABLE")
-        connection.execute(SQL("ALTER TABLE {} {} ROW LEVEL SECURITY").format(table, how))
-    if has.forced != wanted.forced:
-        how = SQL("FORCE" if wanted.forced else "NO FORCE")
-        connection.execute(SQL("ALTER TABLE {} {} ROW LEVEL SECURITY").format(table, how))
+    _protect(connection, table, has, wanted)
+
+
+def freeze(connection: Connection, table: Identifier, columns: Sequence[str]) -> None:
+    """Let nobody give or take rights on a table until the transaction ends: they wait, and then fail.
+
+    Up to PostgreSQL 17 that takes no lock of the table, and what is taken away while rights are copied would
+    come back. This changes nothing, but writes the rows of the catalogue that rights are kept in.
+    """
+    touched = [SQL("ALTER {} RESET (n_distinct_inherited)").format(Identifier(name)) for name in columns]
+    connection.execute(
+        SQL("ALTER TABLE {} RESET (user_catalog_table), {}").format(table, SQL(", ").join(touched))
+    )
 
 
 def check(connection: Connection, place: Place, manifest: Manifest) -> None:
@@ -179,19 +225,30 @@ def check(connection: Connection, place: Place, manifest: Manifest) -> None:
 
 
 def _own(connection: Connection, table: Identifier, owner: str) -> None:
-    if access(connection, table).owner != owner:
-        connection.execute(SQL("ALTER TABLE {} OWNER TO {}").format(table, Identifier(owner)))
-
-
-def _protect(
-    connection: Connection, table: Identifier, given: Sequence[_Policy], wanted: Sequence[_Policy]
-) -> None:
-    if given == wanted:
+    if access(connection, table).owner == owner:
         return
-    for policy in given:
-        connection.execute(SQL("DROP POLICY {} ON {}").format(Identifier(policy.name), table))
-    for policy in wanted:
-        connection.execute(_create(policy, table))
+    try:
+        connection.execute(SQL("ALTER TABLE {} OWNER TO {}").format(table, Identifier(owner)))
+    except pg.InsufficientPrivilege as error:
+        raise Forbidden(
+            f"the new table could not be given to role {owner}, to whom the old one belongs "
+            f"({error.diag.message_primary}); nothing was changed: that role needs CREATE on the schema, and "
+            f"this user must be a member of it"
+        ) from error
+
+
+def _protect(connection: Connection, table: Identifier, has: Access, wanted: Access) -> None:
+    if has.policies != wanted.policies:
+        for policy in has.policies:
+            connection.execute(SQL("DROP POLICY {} ON {}").format(Identifier(policy.name), table))
+        for policy in wanted.policies:
+            connection.execute(_create(policy, table))
+    if has.secured != wanted.secured:
+        how = SQL("ENABLE" if wanted.secured else "DISABLE")
+        connection.execute(SQL("ALTER TABLE {} {} ROW LEVEL SECURITY").format(table, how))
+    if has.forced != wanted.forced:
+        how = SQL("FORCE" if wanted.forced else "NO FORCE")
+        connection.execute(SQL("ALTER TABLE {} {} ROW LEVEL SECURITY").format(table, how))
 
 
 def _rights(connection: Connection, table: Identifier) -> frozenset[Right]:
@@ -203,8 +260,8 @@ def _give(
     connection: Connection, table: Identifier, given: frozenset[Right], wanted: frozenset[Right]
 ) -> None:
     for role in sorted({role for role, *_ in given}):
-        # takes the rights to single columns, too
-        connection.execute(SQL("REVOKE ALL ON {} FROM {}").format(table, _role(role)))
+        # takes the rights to single columns, too, and those that others have passed on
+        connection.execute(SQL("REVOKE ALL ON {} FROM {} CASCADE").format(table, _role(role)))
     for role, right, grantable, column in sorted(wanted):
         on = SQL("{}({})").format(SQL(right), Identifier(column)) if column else SQL(right)
         passing = SQL(" WITH GRANT OPTION" if grantable else "")

@@ -140,7 +140,7 @@ def make(connection: Connection, place: Place, manifest: Manifest) -> int:
         attached.check(connection, place, _manifest(connection, place, manifest.name))
         for statement in sql.create_table(manifest, place):
             connection.execute(statement)
-        attached.prepare(connection, table, attached.access(connection, old))
+        attached.prepare(connection, table, attached.access(connection, old, sql.table_name(manifest)))
         made = _number(connection, place, manifest)
     assert made is not None
     return made
@@ -166,7 +166,11 @@ def switch(connection: Connection, place: Place, successor: Table) -> None:
                 f"discarded it; begin again"
             )
         _take(connection, old)
-        was = attached.access(connection, old)
+        before = _manifest(connection, place, manifest.name)
+        # again: while writers waited, others may still have made views
+        attached.check(connection, place, before)
+        attached.freeze(connection, old, sql.columns(before))
+        was = attached.access(connection, old, sql.table_name(manifest))
         attached.allow(connection, place.table(manifest), was, sql.columns(manifest))
         text, basis = manifest.dump()
         connection.execute(
@@ -202,7 +206,12 @@ def exchange(connection: Connection, place: Place, one: str, other: str) -> None
         for old, _ in moves:
             _take(connection, place.table(old))
             attached.check(connection, place, old)
-        access = {old.name: attached.access(connection, place.table(old)) for old, _ in moves}
+            attached.freeze(connection, place.table(old), sql.columns(old))
+        # who has the name of a table is what the other one becomes
+        access = {
+            old.name: attached.access(connection, place.table(old), sql.table_name(becomes))
+            for (old, _), (_, becomes) in zip(moves, reversed(moves), strict=True)
+        }
         for old, new in moves:
             _rename(connection, place, old, new)
         for _, new in moves:
