@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from vecbridge.backends.postgres import Postgres, Table, attached, connect
 from vecbridge.errors import Forbidden, InputError
 from vecbridge.manifest import Manifest
 from vecbridge.replanning import replan
+from vecbridge.stopping import Call, stoppable
 from vecbridge.types import Batch, Index, Layout, Space
 
 DIM, ROWS = 8, 60
@@ -267,6 +269,49 @@ def test_a_right_that_is_taken_away_in_the_moment_of_the_switch_does_not_come_ba
         with pytest.raises(psycopg.Error, match=r"tuple concurrently|does not exist"):
             taken[0].result(60)
     backend.close()
+
+
+def test_storage_parameters_and_the_comment_go_over(backend: Postgres, pg: str) -> None:
+    table = filled(backend)
+    admin(
+        pg,
+        "ALTER TABLE vecbridge_papers SET (autovacuum_vacuum_scale_factor = 0.01)",
+        "ALTER TABLE vecbridge_papers SET (toast.autovacuum_enabled = off)",
+        "COMMENT ON TABLE vecbridge_papers IS 'it''s {ours}, 100% %s'",
+    )
+    shown = (
+        "SELECT c.reloptions, t.reloptions, obj_description(c.oid, 'pg_class') FROM pg_class c "
+        "JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.relname = '{}'"
+    )
+    before = admin(pg, shown.format("vecbridge_papers"))
+    assert before == [
+        (["autovacuum_vacuum_scale_factor=0.01"], ["autovacuum_enabled=off"], "it's {ours}, 100% %s")
+    ]
+    replan(backend, table, following(table))
+    assert admin(pg, shown.format("vecbridge_papers$1")) == before
+
+
+def test_a_call_is_ended_though_the_first_attempt_fails() -> None:
+    call, ended, attempts = Call(), threading.Event(), []
+
+    def stop() -> None:
+        attempts.append(len(attempts))
+        if len(attempts) < 3:
+            raise OSError("no connection to cancel with")
+        ended.set()
+
+    def work() -> bool:
+        with stoppable(stop):
+            end = call.give_up()
+            assert end is not None
+            ending = pool.submit(end)
+            found = ended.wait(60)
+        ending.result(60)
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        assert call.run(work)
+    assert attempts[:3] == [0, 1, 2]
 
 
 def test_a_view_that_is_made_meanwhile_is_named(backend: Postgres, pg: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from itertools import chain, repeat
 from typing import TypeVar
@@ -48,7 +48,9 @@ class Call:
             with self._ending:
                 if self._stop is None:
                     return
-                self._stop()
+                # nobody hears of it, and the next attempt may come through
+                with suppress(Exception):
+                    self._stop()
             if self._ended.wait(pause):
                 return
 

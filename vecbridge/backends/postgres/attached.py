@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from psycopg import errors as pg
-from psycopg.sql import SQL, Composed, Identifier
+from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from ...errors import Forbidden, InputError
 from . import sql
@@ -165,6 +165,23 @@ def prepare(connection: Connection, table: Identifier, wanted: Access) -> None:
     if has.rights != rights:
         _give(connection, table, has.rights, rights)
     _protect(connection, table, has, wanted)
+
+
+def dress(connection: Connection, old: Identifier, table: Identifier) -> None:
+    """Give a new table the storage parameters and the comment of the one whose place it takes."""
+    row = connection.execute(
+        "SELECT array_cat(c.reloptions, ARRAY(SELECT 'toast.' || unnest(t.reloptions))), "
+        "obj_description(c.oid, 'pg_class') "
+        "FROM pg_class c LEFT JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = to_regclass(%s)",
+        [old.as_string(None)],
+    ).fetchone()
+    assert row is not None
+    for option in row[0] or ():
+        name, _, value = option.partition("=")
+        # names are PostgreSQL's own words
+        connection.execute(SQL("ALTER TABLE {} SET ({} = {})").format(table, SQL(name), Literal(value)))
+    if row[1] is not None:
+        connection.execute(SQL("COMMENT ON TABLE {} IS {}").format(table, Literal(row[1])))
 
 
 def allow(connection: Connection, table: Identifier, wanted: Access, columns: Sequence[str]) -> None:

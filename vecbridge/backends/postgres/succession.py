@@ -141,6 +141,7 @@ def make(connection: Connection, place: Place, manifest: Manifest) -> int:
         for statement in sql.create_table(manifest, place):
             connection.execute(statement)
         attached.prepare(connection, table, attached.access(connection, old, sql.table_name(manifest)))
+        attached.dress(connection, old, table)
         made = _number(connection, place, manifest)
     assert made is not None
     return made
