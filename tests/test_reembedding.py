@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from embedding_places import Nursery, kill
 from embedding_server import EmbeddingServer, Reply, good
@@ -535,6 +536,64 @@ def test_rights_and_index_go_with_the_name(tmp_path: Path, pg18: str) -> None:
         finally:
             backend._pool.run(lambda connection: connection.execute(f"DROP OWNED BY {role}"))
             backend._pool.run(lambda connection: connection.execute(f"DROP ROLE {role}"))
+
+
+def test_what_row_security_hides_is_hidden_in_the_collection_beside_too(tmp_path: Path, pg18: str) -> None:
+    """Roles that get rights to each new table see no more of it, neither before nor after the switch."""
+    name, schema = "secured", f"reembed{next(NUMBERS)}"
+    url = f"{pg18}{'&' if '?' in pg18 else '?'}schema={schema}"
+    role = f"tenant_{schema}"
+    ingest(lines(tmp_path / "a.jsonl", 20), url, name)
+    table, beside = f"{schema}.vecbridge_{name}", f'{schema}."vecbridge_{name}-beside"'
+    seen: list[tuple[int, int]] = []
+
+    def count(connection: Any, of: str, *, as_role: bool) -> int:
+        connection.execute(f"SET LOCAL ROLE {role}" if as_role else "RESET ROLE")
+        row = connection.execute(f"SELECT count(*) FROM {of}").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    with psycopg.connect(pg18, autocommit=True) as admin:
+        for statement in (
+            f"CREATE ROLE {role}",
+            f"GRANT USAGE ON SCHEMA {schema} TO {role}",
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {role}",
+            f"GRANT SELECT ON {table} TO {role}",
+            f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
+            f"CREATE POLICY few ON {table} TO {role} USING (id IN (SELECT min(id) FROM {schema}.allowed))",
+        ):
+            if "allowed" in statement:
+                admin.execute(f"CREATE TABLE {schema}.allowed AS SELECT id FROM {table} LIMIT 3")
+            admin.execute(statement)
+        try:
+
+            def progress(stage: str, done: int, total: int | None) -> None:
+                if stage == "compare":
+                    with admin.transaction():
+                        seen.append((count(admin, beside, as_role=True), count(admin, beside, as_role=False)))
+
+            assert reembed(url, name, progress=progress).switched
+            assert seen == [(1, 20)]
+            with admin.transaction():
+                for of in (f'{schema}."vecbridge_{name}$1"', f'{schema}."vecbridge_{name}-beside$1"'):
+                    assert count(admin, of, as_role=True) == 1
+                    assert count(admin, of, as_role=False) == 20
+        finally:
+            admin.execute(f"DROP OWNED BY {role} CASCADE")
+            admin.execute(f"DROP ROLE {role}")
+
+
+def test_what_is_in_the_way_of_the_switch_is_said_before_anything_is_embedded(
+    tmp_path: Path, pg18: str
+) -> None:
+    name, schema = "watched", f"reembed{next(NUMBERS)}"
+    url = f"{pg18}{'&' if '?' in pg18 else '?'}schema={schema}"
+    ingest(lines(tmp_path / "a.jsonl", 20), url, name)
+    with psycopg.connect(pg18, autocommit=True) as admin:
+        admin.execute(f"CREATE VIEW {schema}.titles AS SELECT id FROM {schema}.vecbridge_{name}")
+    with pytest.raises(InputError, match=r"got view .*titles: .*put it back afterwards"):
+        reembed(url, name)
+    assert names(url, name) == [name]
 
 
 # --- the command line --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from .errors import (
     ModelMismatch,
 )
 from .ingestion import making
-from .ingestion.beside import Filling, Refused, Wishes, related
+from .ingestion.beside import Filling, Refused, Wishes, check_exchangeable, related
 from .ingestion.flow import BATCH
 from .ingestion.making import CACHE, EVALUATION, Budgets
 from .manifest import Tuned, check_name
@@ -159,6 +159,7 @@ def reembed(
             raise InputError(_adopted(old))
         if _is_of(old, using):
             return _done(place, old, beside, drop_old=drop_old)
+        check_exchangeable(home, name)
         before = using.usage() if isinstance(using, Service) else Usage()
         budgets: Budgets = {
             "memory": memory,

@@ -226,6 +226,20 @@ class Found:
 
 
 @runtime_checkable
+class Guarded(Protocol):
+    """A backend where others have rights to each collection, or have put something of theirs on it."""
+
+    def exchangeable(self, name: str) -> None:
+        """Nothing; raises what `exchange` would raise of this collection as it is now."""
+
+    def guard(self, name: str, *, like: str) -> None:
+        """Let the same rights hold for a collection as for another one.
+
+        Raises CollectionNotFound, Forbidden.
+        """
+
+
+@runtime_checkable
 class Adopting(Protocol):
     """A backend that can take records for a collection where another library keeps them."""
 

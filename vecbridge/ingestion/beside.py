@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import store, unfinished
+from ..backends import Guarded
 from ..embedders import Embedder, document_prefix
 from ..errors import CollectionNotFound, InputError, ModelMismatch, StoreError, VecbridgeError
 from ..planner import Plan
@@ -51,6 +52,16 @@ class There:
 
     digests: list[bytes | None]
     same: list[bool]
+
+
+def check_exchangeable(home: store.Place, name: str) -> None:
+    """Raise, before anything is embedded for it, what giving the name to another collection would."""
+    home.ask(lambda backend: backend.exchangeable(name) if isinstance(backend, Guarded) else None)
+
+
+def guard(home: store.Place, name: str, *, like: str) -> None:
+    """Let nobody see more of a collection than of another one, where others have rights to it."""
+    home.ask(lambda backend: backend.guard(name, like=like) if isinstance(backend, Guarded) else None)
 
 
 def related(collection: store.Collection, other: store.Collection) -> bool:
@@ -138,7 +149,14 @@ class Filling:
                 f"expected {self._beside} to hold records of {self._old.name}, got others, which would "
                 f"be lost; {another}"
             )
+        if found.manifest.copy_of is not None or not found.count():
+            # whoever made it may have come no further
+            self._guard()
         return found
+
+    def _guard(self) -> None:
+        (home,) = self._place.places
+        guard(home, self._beside, like=self._old.name)
 
     def catch_up(self) -> bool:
         """Embed what the new collection lacks, and remove what it has too much; whether there was any.
@@ -199,6 +217,7 @@ class Filling:
                 chunking=chunking,
                 progress=self.report,
             )
+        self._guard()
         table = store.table_of(made)
         table.keep(replace(table.manifest, copy_of=unfinished.of_model(old.name, self._using.model)))
         if self._wishes.on_plan is not None and made.plan is not None:

@@ -379,6 +379,17 @@ class Postgres:
                 succession.exchange(pausing, self._place, one, other)
                 pausing.commit()
 
+    def exchangeable(self, name: str) -> None:
+        """Raises CollectionNotFound, InputError, Forbidden where `exchange` would."""
+        self._pool.run(lambda connection: succession.exchangeable(connection, self._place, name))
+
+    def guard(self, name: str, *, like: str) -> None:
+        """Let owner, rights and row security of a collection be those of another one.
+
+        Raises CollectionNotFound, Forbidden, Busy.
+        """
+        self._pool.run(lambda connection: succession.guard(connection, self._place, name, like))
+
     def findings(self) -> list[Finding]:
         """What is right and wrong with this database and the collections in it; changes nothing."""
         self._facts = self._pool.run(lambda connection: _ask(connection, self._address.schema))

@@ -192,13 +192,7 @@ def exchange(connection: Connection, place: Place, one: str, other: str) -> None
     """
     with connection.transaction():
         lock(connection, *(place.lock(name) for name in sorted((one, other))))
-        first, second = _manifest(connection, place, one), _manifest(connection, place, other)
-        for collection in (first, second):
-            if collection.adopted is not None:
-                raise InputError(
-                    f"expected two collections of vecbridge's own, got {collection.name!r}, which is the "
-                    f"table {collection.adopted.schema}.{collection.adopted.table}: its name is its owner's"
-                )
+        first, second = _own(connection, place, one), _own(connection, place, other)
         moves = [(first, _following(first, second)), (second, _following(second, first))]
         lock(connection, *(successor_lock(place, new) for _, new in moves), place.lock())
         for _, new in moves:
@@ -222,6 +216,34 @@ def exchange(connection: Connection, place: Place, one: str, other: str) -> None
                 SQL("UPDATE {} SET manifest = %s, basis = %b WHERE name = %s").format(place.catalogue),
                 [text, basis, new.name],
             )
+
+
+def exchangeable(connection: Connection, place: Place, name: str) -> None:
+    """Raises what `exchange` would of a collection: CollectionNotFound, InputError, Forbidden."""
+    attached.check(connection, place, _own(connection, place, name))
+
+
+def guard(connection: Connection, place: Place, name: str, like: str) -> None:
+    """Let the same owner, rights and row security hold for a collection as for another one.
+
+    Raises CollectionNotFound, InputError where one of them is a table of others, Forbidden, Busy.
+    """
+    with connection.transaction():
+        lock(connection, *(place.lock(each) for each in sorted((name, like))))
+        one, other = _own(connection, place, name), _own(connection, place, like)
+        wanted = attached.access(connection, place.table(other), sql.table_name(one))
+        attached.allow(connection, place.table(one), wanted, sql.columns(one))
+
+
+def _own(connection: Connection, place: Place, name: str) -> Manifest:
+    """The manifest of a collection of vecbridge's own. Raises CollectionNotFound, InputError."""
+    found = _manifest(connection, place, name)
+    if found.adopted is not None:
+        raise InputError(
+            f"expected a collection of vecbridge's own, got {name!r}, which is the table "
+            f"{found.adopted.schema}.{found.adopted.table}: its name is its owner's"
+        )
+    return found
 
 
 def _manifest(connection: Connection, place: Place, name: str) -> Manifest:
