@@ -24,7 +24,8 @@ import vecbridge.backends.postgres.table, vecbridge.backends.qdrant.table
 
 def run(source, to):
     done = vecbridge.ingest(source, to=to, collection="killed", batch={BATCH}, evaluate=False)
-    print("done", done.written, done.unchanged, flush=True)
+    # on a line of its own, also behind what a killed run had begun to print
+    print("\\ndone", done.written, done.unchanged, flush=True)
     return 0
 """
 

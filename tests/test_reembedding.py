@@ -646,7 +646,8 @@ def run(to, url, cache):
     provider, pace = replace(PROVIDERS["openai"], items={ITEMS}), Pace(concurrency=1, fixed=True)
     embedder = Api("any", provider=provider, base_url=url, pace=pace, document_prefix="")
     done = vecbridge.reembed(to, "killed", embedder=embedder, batch={BATCH}, cache=cache, evaluate=False)
-    print("done", done.records, done.switched, flush=True)
+    # on a line of its own, also behind what a killed run had begun to print
+    print("\\ndone", done.records, done.switched, flush=True)
     return 0
 """
 
